@@ -1,0 +1,125 @@
+"""Where completions come from: the request, the completion, and the interface of an engine.
+
+An engine takes one chat request and answers one completion. It is asynchronous and forms its own batches: the
+program runner awaits calls, and a local engine decodes whatever all running programs are waiting for together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+Key = tuple[str | int, ...]
+"""Orders requests and seeds draws: (stage, step, example id, rollout, call position)."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """One chat message."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The completion is exactly one of these texts (its canonical tokenization, then end of turn)."""
+
+    options: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class JsonSchema:
+    """The completion is one JSON document that satisfies ``schema`` (serialized JSON)."""
+
+    schema: str
+
+
+@dataclass(frozen=True)
+class Regex:
+    """The completion matches ``pattern`` from beginning to end."""
+
+    pattern: str
+
+
+Constraint = Choice | JsonSchema | Regex
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn. Temperature 0 is greedy; log-probabilities are then those at temperature 1."""
+
+    temperature: float = 1.0
+    max_tokens: int = 64
+
+
+@dataclass(frozen=True)
+class Request:
+    """One LM call to make.
+
+    ``key`` names the call (see :data:`Key`); equal keys and equal ``seed`` draw the same tokens. ``adapter`` is the
+    name of the adapter to sample with, None for the base model.
+    """
+
+    key: Key
+    messages: tuple[Message, ...]
+    sampling: Sampling = Sampling()
+    constraint: Constraint | None = None
+    adapter: str | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What an engine answered, token for token, so that training never tokenizes text again.
+
+    ``ids_T`` are the sampled tokens including the end-of-turn token when ``finish`` is ``stop``. ``logprobs_T`` are the
+    log-probabilities under the distribution they were drawn from (temperature and constraint applied). ``allowed_T``
+    holds for every position the token ids the constraint allowed there, None where all were; a position with
+    exactly one allowed token was forced: its log-probability is 0 and it carries no gradient.
+    An engine that cannot give ids (a remote API) leaves the tuples empty.
+    """
+
+    text: str
+    finish: Literal["stop", "length"]
+    prompt_ids_T: tuple[int, ...] = ()
+    ids_T: tuple[int, ...] = ()
+    logprobs_T: tuple[float, ...] = ()
+    allowed_T: tuple[tuple[int, ...] | None, ...] = ()
+    temperature: float = 1.0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Engine(Protocol):
+    """Answers requests. Implementations: one file each beside this one."""
+
+    async def complete(self, request: Request) -> Completion:
+        """Answers one request; many may be awaited at the same time."""
+        ...
+
+    def client(self) -> AbstractContextManager[None]:
+        """Wraps the life of one line of control that will call :meth:`complete`.
+
+        A local engine decodes when every open client waits for it; so batches depend on the work alone, never on
+        timing. A program run opens one; each branch of a ``parallel`` step opens one while its parent holds none.
+        """
+        ...
+
+    def count_tokens(self, messages: Sequence[Message]) -> int:
+        """The number of prompt tokens of ``messages``, generation prompt included."""
+        ...
+
+    def close(self) -> None:
+        """Frees what the engine holds."""
+        ...
+
+
+def seed_of(*parts: object) -> int:
+    """A 63-bit seed from the hash of ``parts``: the same on every machine, in every process and order."""
+    digest = hashlib.blake2b("\x1f".join(map(repr, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1

@@ -1,0 +1,410 @@
+"""What a user writes, as pydantic models. The text under each field is the documentation of that key.
+
+Validation here is about shape alone; references between modules, tools, templates and data are checked in
+:mod:`mmc.spec.check`, which knows line and column.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+
+Expression = str
+"""A Jinja expression in double braces, such as ``{{ hits | length }}``, or plain text that may contain some."""
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+
+
+class Keys(BaseModel):
+    """Base of every mapping in a spec: unknown keys are errors, values are immutable."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, use_attribute_docstrings=True)
+
+
+# --- models -------------------------------------------------------------------------------------------------------
+
+
+class LocalModel(Keys):
+    """A model that runs in this process on the trie engine."""
+
+    type: Literal["local"]
+    source: str | list[str]
+    """Where the weights come from; the first source that is there is used. `hf:OWNER/NAME` (Hugging Face cache or hub),
+    `path:DIR` (a folder transformers can load), `package:PACKAGE/FILE.gguf` (a GGUF file shipped in an installed
+    Python package)."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of the weights. auto: float32 on a CPU, bfloat16 on a GPU."""
+    batch_tokens: int = Field(16384, gt=0)
+    """Most distinct tokens kept in the cache at a time; more work waits its turn."""
+
+
+Model = LocalModel
+
+# --- types --------------------------------------------------------------------------------------------------------
+
+
+class EnumType(Keys):
+    """One of a closed set of texts."""
+
+    enum: list[str] | str
+    """The texts; or a JSON file holding a list of them; or an expression over the module's inputs that gives one."""
+
+
+OutputType = str | EnumType | dict[str, str]
+"""`str`, `int`, `float`, `bool`, `list[str]`, ...; an enum; or an inline object of named simple types."""
+
+# --- tools --------------------------------------------------------------------------------------------------------
+
+
+class Bm25Tool(Keys):
+    """Full-text search over a JSONL corpus. Argument: `query`. Result: a list of rows, best first, each with `score`."""
+
+    type: Literal["bm25"]
+    corpus: str
+    """JSONL file, one document a line."""
+    k: int = Field(5, gt=0)
+    """How many documents a search returns."""
+    fields: list[str] = ["title", "text"]
+    """Columns of the corpus that are searched, joined with a bar."""
+
+
+class PythonTool(Keys):
+    """A Python function, sync or async, called with the step's arguments by name. Needs --trust."""
+
+    type: Literal["python"]
+    function: str = Field(pattern=r"^[\w.]+:[\w.]+$")
+    """`package.module:function`."""
+    timeout: float = Field(60.0, gt=0)
+    """Seconds after which a call counts as failed."""
+
+
+Tool = Annotated[Bm25Tool | PythonTool, Field(discriminator="type")]
+
+# --- modules ------------------------------------------------------------------------------------------------------
+
+
+class Module(Keys):
+    """One kind of LM call with a prompt of its own."""
+
+    model: str
+    """Name of an entry of `models`."""
+    template: str
+    """The prompt: a Jinja template, relative to the spec's folder."""
+    alternatives: list[str] = []
+    """Other templates for the same inputs that prompt search may choose instead."""
+    candidates: dict[str, list[str]] = {}
+    """For each slot of the template, texts that prompt search may put there instead."""
+    inputs: dict[Name, str]
+    """Name and type of everything the template may use."""
+    outputs: dict[Name, OutputType] = Field(min_length=1)
+    """Name and type of everything that is read from the completion."""
+    format: Literal["auto", "text", "sections", "json"] = "auto"
+    """How outputs stand in a completion. text: the whole completion is the one output; sections: `name: value` lines;
+    json: one JSON object. auto: text for one output of a simple type, otherwise json."""
+    constrain: bool = False
+    """Decode only what can be read as the declared outputs."""
+    max_tokens: int = Field(64, gt=0)
+    """Longest completion, in tokens."""
+    train: bool = True
+    """Whether weights are tuned on this module's calls."""
+
+
+# --- program ------------------------------------------------------------------------------------------------------
+
+
+class CallStep(Keys):
+    """Calls a module. Its outputs are then known under the module's name, or under `as`."""
+
+    call: str
+    with_: dict[str, Any] = Field(default={}, alias="with")
+    """Inputs of the module; an input that is left out is taken from the variable of the same name."""
+    as_: Name | None = Field(None, alias="as")
+
+
+class ToolStep(Keys):
+    """Calls a tool. Its result is then known under the tool's name, or under `as`."""
+
+    tool: str
+    with_: dict[str, Any] = Field(default={}, alias="with")
+    as_: Name | None = Field(None, alias="as")
+
+
+class SetStep(Keys):
+    """Sets variables. All values are computed before any is set."""
+
+    set: dict[Name, Any]
+
+
+class IfStep(Keys):
+    """Runs `steps` when the expression is true, `else` otherwise."""
+
+    if_: Expression = Field(alias="if")
+    steps: list[Step]
+    else_: list[Step] = Field(default=[], alias="else")
+
+
+class RepeatStep(Keys):
+    """Runs `steps` up to `repeat` times, until the expression is true after a turn."""
+
+    repeat: int = Field(gt=0)
+    until: Expression | None = None
+    steps: list[Step]
+
+
+class ForStep(Keys):
+    """Runs `steps` once for each item of a list: `for: {item: "{{ items }}"}`."""
+
+    for_: dict[Name, Expression] = Field(alias="for", min_length=1, max_length=1)
+    steps: list[Step]
+
+
+class ParallelStep(Keys):
+    """Runs branches at the same time. Each sees the variables from before; what they set is merged in order."""
+
+    parallel: list[list[Step]] = Field(min_length=1)
+
+
+class ReturnStep(Keys):
+    """Ends the run with these outputs."""
+
+    return_: dict[Name, Any] = Field(alias="return")
+
+
+_STEP_KEYS = ("call", "tool", "set", "if", "repeat", "for", "parallel", "return")
+
+
+def _step_kind(value: object) -> str | None:
+    keys = value.keys() if isinstance(value, dict) else [k.rstrip("_") for k in type(value).model_fields]  # type: ignore[attr-defined]
+    return next((key for key in _STEP_KEYS if key in keys), None)
+
+
+Step = Annotated[
+    Annotated[CallStep, Tag("call")]
+    | Annotated[ToolStep, Tag("tool")]
+    | Annotated[SetStep, Tag("set")]
+    | Annotated[IfStep, Tag("if")]
+    | Annotated[RepeatStep, Tag("repeat")]
+    | Annotated[ForStep, Tag("for")]
+    | Annotated[ParallelStep, Tag("parallel")]
+    | Annotated[ReturnStep, Tag("return")],
+    Discriminator(
+        _step_kind,
+        custom_error_type="step_kind",
+        custom_error_message="a step needs one of: call, tool, set, if, repeat, for, parallel, return",
+    ),
+]
+
+
+class Program(Keys):
+    """The control flow around the modules and tools."""
+
+    inputs: dict[Name, str]
+    """Name and type of what a run starts from; columns of the data."""
+    steps: list[Step] = Field(min_length=1)
+    """What happens, in order."""
+    outputs: dict[Name, Any] = {}
+    """What a run gives, as expressions over the variables at its end. May be left out when a `return` step says it."""
+    max_calls: int = Field(64, gt=0)
+    """Most LM calls in one run; a run that wants more is interrupted."""
+
+
+# --- data and metric ----------------------------------------------------------------------------------------------
+
+
+class DataSource(Keys):
+    """Rows of one split."""
+
+    file: str
+    """JSONL, JSON (a list) or CSV file."""
+    id: str | None = None
+    """Column that names a row; the row's number when left out."""
+    shuffle: int | None = None
+    """Seed of a shuffle that comes before everything below; the file's own order when left out."""
+    part: tuple[float, float] = (0.0, 1.0)
+    """Share of the (shuffled) rows that belongs to this split, such as [0.0, 0.9]."""
+    balance: str | None = None
+    """A column whose values are to be equally frequent: surplus rows of the commoner ones are left out."""
+    limit: int | None = Field(None, gt=0)
+    """At most this many rows."""
+
+
+class Data(Keys):
+    """Where examples come from. Search and training see train, choices are made on dev, scores reported on test."""
+
+    train: DataSource
+    dev: DataSource
+    test: DataSource
+
+
+class ExactMetric(Keys):
+    """1 when the output equals the gold value, else 0."""
+
+    type: Literal["exact"]
+    predicted: str
+    """A program output."""
+    gold: str
+    """A column of the data."""
+    normalize: bool = True
+    """Compare without case and surrounding white space."""
+
+
+class F1Metric(Keys):
+    """Token F1 between output and gold text, as in SQuAD."""
+
+    type: Literal["f1"]
+    predicted: str
+    gold: str
+
+
+class RecallMetric(Keys):
+    """Share of the gold list that is in the output list."""
+
+    type: Literal["recall"]
+    predicted: str
+    gold: str
+
+
+class PythonMetric(Keys):
+    """A Python function of (outputs, example) that returns a number in [0, 1]. Needs --trust."""
+
+    type: Literal["python"]
+    function: str = Field(pattern=r"^[\w.]+:[\w.]+$")
+
+
+class WeightedPart(Keys):
+    """One part of a weighted metric."""
+
+    name: Name
+    weight: float
+    metric: Metric
+
+
+class WeightedMetric(Keys):
+    """Weighted sum of metrics, clipped to [0, 1]. A negative weight is a penalty."""
+
+    type: Literal["weighted"]
+    of: list[WeightedPart] = Field(min_length=1)
+
+
+Metric = Annotated[
+    ExactMetric | F1Metric | RecallMetric | PythonMetric | WeightedMetric,
+    Field(discriminator="type"),
+]
+
+# --- compile ------------------------------------------------------------------------------------------------------
+
+
+class HalvingSearch(Keys):
+    """Successive halving over the cross product of instructions, alternatives and demonstration sets; no proposer needed."""
+
+    algorithm: Literal["halving"] = "halving"
+    trials: int = Field(12, gt=0)
+    """Candidate programs drawn from the cross product, besides the start."""
+    demos: int = Field(4, ge=0)
+    """Most demonstrations put into one `demos` slot."""
+    examples: int = Field(32, gt=0)
+    """Dev examples that every candidate meets in the first round; each later round has twice as many and half the candidates."""
+    bootstrap: int = Field(64, ge=0)
+    """Training examples that the start program runs on to find demonstrations in successful trajectories."""
+
+
+class Lora(Keys):
+    """The adapter that is trained; names and defaults as in PEFT, all linear layers."""
+
+    rank: int = Field(16, gt=0)
+    alpha: float = Field(32.0, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: str | list[str] = "all-linear"
+
+
+class Clip(Keys):
+    """Range of the token ratio: [1 - low, 1 + high]."""
+
+    low: float = Field(0.2, ge=0)
+    high: float = Field(0.2, ge=0)
+
+
+class MmGrpo(Keys):
+    """Multi-module GRPO (arXiv 2508.04660)."""
+
+    algorithm: Literal["mmgrpo"] = "mmgrpo"
+    steps: int = Field(50, gt=0)
+    """Optimizer steps."""
+    examples: int = Field(32, gt=0)
+    """Training examples a step."""
+    rollouts: int = Field(8, gt=1)
+    """Runs of the whole program for each of them."""
+    learning_rate: float = Field(6e-4, gt=0)
+    warmup: int = Field(0, ge=0)
+    """Steps over which the learning rate rises from 0."""
+    decay: bool = False
+    """Whether the learning rate falls linearly to a tenth at the last step."""
+    temperature: float = Field(1.0, gt=0)
+    """Of the rollouts."""
+    loss: Literal["grpo", "dr_grpo", "dapo"] = "grpo"
+    """grpo: mean over tokens, then calls; dr_grpo: sum over tokens divided by max_tokens; dapo: mean over all tokens."""
+    normalize: Literal["std", "none"] = "std"
+    """Whether advantages are divided by the group's standard deviation."""
+    groups: Literal["ragged", "truncate"] = "ragged"
+    """ragged: a group holds whatever runs made that call; truncate: call indices that some run lacks are dropped."""
+    inner_epochs: int = Field(1, gt=0)
+    """Optimizer passes over one step's rollouts."""
+    clip: Clip = Clip()
+    kl: float = Field(0.0, ge=0)
+    """Weight of the KL penalty to the model without adapter."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    failure_reward: float = 0.0
+    """Reward of an interrupted run's earlier calls."""
+    format_reward: float = 0.0
+    """Reward of the call that interrupted it."""
+    adapters: Literal["shared", "module"] = "shared"
+    """One adapter for all trained modules, or one a module."""
+    lora: Lora = Lora()
+    evaluate_every: int = Field(0, ge=0)
+    """Score dev every so many steps and keep the best adapter; 0: only at the end."""
+
+
+class Compile(Keys):
+    """How the program is made better."""
+
+    seed: int = 0
+    strategy: list[Literal["prompts", "weights"]] = ["prompts", "weights"]
+    """Stages, in order; each starts from what the last one left."""
+    gate: bool = True
+    """Whether a stage that does not help on dev is rolled back."""
+    prompts: HalvingSearch = HalvingSearch()
+    weights: MmGrpo = MmGrpo()
+
+
+class Origin(Keys):
+    """Written by a compile: what this program was made from."""
+
+    parent: str
+    """SHA-256 of the spec it was compiled from."""
+    stage: str
+    """The stage that produced it."""
+
+
+class Spec(Keys):
+    """One LM program: its models, tools, modules, control flow, data, metric, and how to make it better."""
+
+    mmc: Literal[1]
+    """Version of this format."""
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+    """Names the build folder."""
+    description: str = ""
+    models: dict[Name, Model] = Field(min_length=1)
+    tools: dict[Name, Tool] = {}
+    modules: dict[Name, Module] = Field(min_length=1)
+    program: Program
+    data: Data | None = None
+    metric: Metric | None = None
+    compile: Compile = Compile()
+    adapters: dict[Name, str] = {}
+    """For each module, the folder of the adapter it runs with; written by a compile."""
+    origin: Origin | None = None
+
+
+for _model in (IfStep, RepeatStep, ForStep, ParallelStep, WeightedPart, WeightedMetric, Program, Spec):
+    _model.model_rebuild()
