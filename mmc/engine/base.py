@@ -10,7 +10,11 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 Key = tuple[str | int, ...]
 """Orders requests and seeds draws: (stage, step, example id, rollout, call position)."""
@@ -88,7 +92,7 @@ class Completion:
     prompt_ids_T: tuple[int, ...] = ()
     ids_T: tuple[int, ...] = ()
     logprobs_T: tuple[float, ...] = ()
-    allowed_T: tuple[tuple[int, ...] | None, ...] = ()
+    allowed_T: tuple[NDArray[np.int32] | None, ...] = ()
     temperature: float = 1.0
     prompt_tokens: int = 0
     completion_tokens: int = 0

@@ -1,0 +1,115 @@
+"""An attention function in which every token sees its ancestors in the forest, and nothing else.
+
+Registered with transformers as ``mmc_trie``; a forward passes ``trie=Layout``. Rows of the forest are taken in blocks of
+neighbours in depth-first order: those share most of their ancestors, so a block attends to the few keys that any of
+its rows can see instead of the whole forest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+from mmc.trie.pack import Forest
+
+ATTENTION = "mmc_trie"
+BLOCK_ROWS = 256
+"""Rows in one block: large enough for efficient matrix products, small enough to skip unrelated branches."""
+
+
+class KeyValueStore(Protocol):
+    """Keeps keys and values of earlier forwards."""
+
+    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Stores those of the N rows of this forward, (1, H, N, D); returns all (1, H, slots, D)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows ``start`` to ``end`` of a forward, the keys they may see and which row sees which."""
+
+    start: int
+    end: int
+    keys_K: Tensor
+    """Indices of the keys any row of the block sees."""
+    mask_RK: Tensor
+    """True where row r sees key k."""
+    distance_RK: Tensor
+    """How many positions key k lies before row r, for sliding windows."""
+
+
+@dataclass
+class Layout:
+    """The shape of one forward over a forest: what each row attends to. Shared by all layers."""
+
+    blocks: tuple[Block, ...]
+    store: KeyValueStore | None = None
+    masks: dict[tuple[int, int | None, int], Tensor] = field(default_factory=dict)
+
+    def mask(self, number: int, window: int | None, groups: int) -> Tensor:
+        """The mask of a block, narrowed to a sliding window, repeated for ``groups`` query heads a key head."""
+        key = (number, window, groups)
+        if key not in self.masks:
+            block = self.blocks[number]
+            mask = block.mask_RK if window is None else block.mask_RK & (block.distance_RK < window)
+            self.masks[key] = mask.repeat(groups, 1)
+        return self.masks[key]
+
+
+def forest_layout(forest: Forest, device: torch.device, block_rows: int = BLOCK_ROWS) -> Layout:
+    """The layout of one forward over a whole forest."""
+    ends_N = torch.from_numpy(forest.ends_N)
+    positions_N = torch.from_numpy(forest.positions_N)
+    blocks = []
+    for start in range(0, len(forest), block_rows):
+        end = min(start + block_rows, len(forest))
+        keys_K = torch.nonzero(ends_N[:end] > start).squeeze(1)
+        rows_R = torch.arange(start, end)
+        mask_RK = (keys_K <= rows_R[:, None]) & (rows_R[:, None] < ends_N[keys_K])
+        distance_RK = positions_N[rows_R][:, None] - positions_N[keys_K]
+        blocks.append(Block(start, end, keys_K.to(device), mask_RK.to(device), distance_RK.to(device)))
+    return Layout(tuple(blocks))
+
+
+def trie_attention(
+    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
+    """Attention of (1, Hq, N, D) queries over (1, H, M, D) keys as transformers calls it; gives (1, N, Hq, D)."""
+    layout: Layout = options["trie"]
+    if layout.store is not None:
+        key, value = layout.store.extend(module.layer_idx, key, value)  # type: ignore[arg-type]
+    _, heads, rows, width = query.shape
+    groups = heads // key.shape[1]
+    scale = options.get("scaling")
+    attend = _softcapped(options["softcap"]) if options.get("softcap") else scaled_dot_product_attention
+    outputs = []
+    for number, block in enumerate(layout.blocks):
+        size = block.end - block.start
+        # Query heads that share a key head become further rows, so keys are never repeated.
+        q = query[0, :, block.start : block.end].reshape(1, key.shape[1], groups * size, width)
+        k, v = key[:, :, block.keys_K], value[:, :, block.keys_K]
+        mask = layout.mask(number, options.get("sliding_window"), groups)
+        out = attend(q, k, v, attn_mask=mask, scale=scale)
+        outputs.append(out.reshape(heads, size, value.shape[-1]))
+    joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+    return joined.transpose(0, 1).unsqueeze(0).contiguous(), None
+
+
+def _softcapped(cap: float) -> Callable[..., Tensor]:
+    def attend(q: Tensor, k: Tensor, v: Tensor, *, attn_mask: Tensor, scale: float | None) -> Tensor:
+        scores = q @ k.transpose(-1, -2) * (scale if scale is not None else q.shape[-1] ** -0.5)
+        scores = torch.tanh(scores / cap) * cap
+        scores = scores.masked_fill(~attn_mask, torch.finfo(scores.dtype).min)
+        return torch.softmax(scores, dim=-1, dtype=torch.float32).to(v.dtype) @ v
+
+    return attend
+
+
+AttentionInterface.register(ATTENTION, trie_attention)

@@ -1,0 +1,210 @@
+"""Keys and values of a growing forest: a radix tree whose segments own slots of one flat buffer a layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mmc.trie.attention import BLOCK_ROWS, Block, Layout
+
+Ints = NDArray[np.int64]
+_EMPTY: Ints = np.empty(0, dtype=np.int64)
+
+
+@dataclass(eq=False)
+class Segment:
+    """A run of tokens without a branch. ``path`` holds the slots from the root to its last token, itself included."""
+
+    parent: Segment | None
+    tokens: Ints
+    path: Ints
+    children: dict[int, Segment] = field(default_factory=dict)
+    users: int = 0
+    """Children plus the streams that stand at its end; a segment without users is freed."""
+    fresh: bool = True
+    """Not computed yet."""
+
+    @property
+    def slots(self) -> Ints:
+        return self.path[len(self.path) - len(self.tokens) :]
+
+
+class TrieCache:
+    """The radix tree and its slots. Implements :class:`mmc.trie.attention.KeyValueStore` for the rows of one forward."""
+
+    def __init__(self, device: torch.device, capacity: int = 1024) -> None:
+        self.root = Segment(None, _EMPTY, _EMPTY, users=1, fresh=False)
+        self._device = device
+        self._free = list(range(capacity - 1, -1, -1))
+        self._capacity = capacity
+        self._positions = np.zeros(capacity, dtype=np.int64)
+        self._keys: list[Tensor] = []
+        self._values: list[Tensor] = []
+        self._rows: Tensor = torch.empty(0, dtype=torch.long)
+
+    @property
+    def used(self) -> int:
+        """Slots in use."""
+        return self._capacity - len(self._free)
+
+    # --- the tree ---
+
+    def insert(self, start: Segment, tokens: Sequence[int]) -> tuple[Segment, list[Segment]]:
+        """Walks from ``start`` along ``tokens``, adding what is not there. Gives the last segment and the added ones.
+
+        The last token is always computed anew unless it is still to be computed anyway: its logits are needed.
+        """
+        rest = np.asarray(tokens, dtype=np.int64)
+        here, added = start, list[Segment]()
+        while len(rest):
+            child = here.children.get(int(rest[0]))
+            if child is None:
+                break
+            n = min(len(rest), len(child.tokens))
+            different = np.flatnonzero(rest[:n] != child.tokens[:n])
+            shared = int(different[0]) if len(different) else n
+            if shared == len(rest) and not child.fresh:
+                shared -= 1
+            if shared == 0:
+                break
+            if shared < len(child.tokens):
+                upper = self._split(child, shared)
+                if child.fresh:
+                    added.append(upper)
+                child = upper
+            here, rest = child, rest[shared:]
+        if len(rest):
+            here = self._add(here, rest)
+            added.append(here)
+        return here, added
+
+    def matched(self, tokens: Sequence[int]) -> int:
+        """How many of ``tokens`` stand in the tree already."""
+        rest, here, count = np.asarray(tokens, dtype=np.int64), self.root, 0
+        while len(rest) and (child := here.children.get(int(rest[0]))) is not None:
+            n = min(len(rest), len(child.tokens))
+            different = np.flatnonzero(rest[:n] != child.tokens[:n])
+            shared = int(different[0]) if len(different) else n
+            count += shared
+            if shared < len(child.tokens):
+                break
+            here, rest = child, rest[shared:]
+        return count
+
+    def hold(self, segment: Segment) -> None:
+        """A stream stands at the end of ``segment`` now."""
+        segment.users += 1
+
+    def release(self, segment: Segment) -> None:
+        """A stream left ``segment``; frees what nobody uses any more, up to the root."""
+        node: Segment | None = segment
+        while node is not None:
+            node.users -= 1
+            if node.users or node.parent is None:
+                return
+            self._free.extend(node.slots[::-1].tolist())
+            if node.parent.children.get(int(node.tokens[0])) is node:
+                del node.parent.children[int(node.tokens[0])]
+            node = node.parent
+
+    def _add(self, parent: Segment, tokens: Ints) -> Segment:
+        slots = self._allocate(len(tokens))
+        self._positions[slots] = len(parent.path) + np.arange(len(tokens))
+        segment = Segment(parent, tokens, np.concatenate([parent.path, slots]))
+        parent.children[int(tokens[0])] = segment
+        parent.users += 1
+        return segment
+
+    def _split(self, segment: Segment, at: int) -> Segment:
+        """Puts a new segment with the first ``at`` tokens above ``segment``, which keeps the rest."""
+        parent = segment.parent
+        assert parent is not None
+        cut = len(segment.path) - len(segment.tokens) + at
+        upper = Segment(parent, segment.tokens[:at], segment.path[:cut], users=1, fresh=segment.fresh)
+        if parent.children.get(int(segment.tokens[0])) is segment:
+            parent.children[int(segment.tokens[0])] = upper
+        segment.parent, segment.tokens = upper, segment.tokens[at:]
+        upper.children[int(segment.tokens[0])] = segment
+        return upper
+
+    # --- the buffer ---
+
+    def _allocate(self, count: int) -> Ints:
+        while len(self._free) < count:
+            self._grow()
+        return np.array([self._free.pop() for _ in range(count)], dtype=np.int64)
+
+    def _grow(self) -> None:
+        old, self._capacity = self._capacity, self._capacity * 2
+        self._free = list(range(self._capacity - 1, old - 1, -1)) + self._free
+        self._positions = np.concatenate([self._positions, np.zeros(old, dtype=np.int64)])
+        for buffers in (self._keys, self._values):
+            for layer, buffer in enumerate(buffers):
+                buffers[layer] = torch.cat([buffer, torch.zeros_like(buffer)], dim=2)
+
+    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Stores the keys and values (1, H, N, D) of the rows laid out last; gives the whole buffers."""
+        if layer == len(self._keys):
+            for buffers, new in ((self._keys, key), (self._values, value)):
+                buffers.append(new.new_zeros(1, new.shape[1], self._capacity, new.shape[3]))
+        self._keys[layer][:, :, self._rows] = key
+        self._values[layer][:, :, self._rows] = value
+        return self._keys[layer], self._values[layer]
+
+    # --- one forward ---
+
+    def layout(self, segments: Sequence[Segment]) -> tuple[Tensor, Tensor, Layout]:
+        """Tokens, positions and layout of a forward that computes ``segments``, and marks them computed.
+
+        Their rows come in the order of ``segments``, so neighbours should be relatives.
+        """
+        slots = np.concatenate([s.slots for s in segments])
+        blocks = tuple(self._blocks(segments))
+        for segment in segments:
+            segment.fresh = False
+        self._rows = torch.from_numpy(slots).to(self._device)
+        tokens = torch.from_numpy(np.concatenate([s.tokens for s in segments]))
+        return tokens, torch.from_numpy(self._positions[slots]), Layout(blocks, store=self)
+
+    def _blocks(self, segments: Sequence[Segment]) -> list[Block]:
+        blocks: list[Block] = []
+        pieces: list[tuple[Segment, int, int]] = []
+        start, size = 0, 0
+        for segment in segments:
+            done = 0
+            while done < len(segment.tokens):
+                take = min(BLOCK_ROWS - size, len(segment.tokens) - done)
+                pieces.append((segment, done, done + take))
+                done, size = done + take, size + take
+                if size == BLOCK_ROWS:
+                    blocks.append(self._block(start, size, pieces))
+                    start, size, pieces = start + size, 0, []
+        if pieces:
+            blocks.append(self._block(start, size, pieces))
+        return blocks
+
+    def _block(self, start: int, size: int, pieces: Sequence[tuple[Segment, int, int]]) -> Block:
+        """The block of ``size`` rows made of ``pieces``: (segment, first token, one past the last)."""
+        seen = np.zeros(self._capacity, dtype=bool)
+        for segment, _, last in pieces:
+            seen[segment.path[: len(segment.path) - len(segment.tokens) + last]] = True
+        keys = np.flatnonzero(seen)
+        rank = np.cumsum(seen) - 1
+        mask = np.zeros((size, len(keys)), dtype=bool)
+        positions = np.empty(size, dtype=np.int64)
+        row = 0
+        for segment, first, last in pieces:
+            count, before = last - first, len(segment.path) - len(segment.tokens) + first
+            mask[row : row + count, rank[segment.path[:before]]] = True
+            own = rank[segment.path[before : before + count]]
+            mask[row : row + count, own] = np.tri(count, dtype=bool)
+            positions[row : row + count] = before + np.arange(count)
+            row += count
+        distance = positions[:, None] - self._positions[keys]
+        tensors = (torch.from_numpy(a).to(self._device) for a in (keys, mask, distance))
+        return Block(start, start + size, *tensors)

@@ -1,0 +1,216 @@
+"""Continuous batching over the trie: every step feeds the newest tokens of all live streams as one row.
+
+Streams that have sampled the same tokens so far are one path of the cache and cost one row. Tokens that a constraint
+forces are appended without a forward of their own. Draws are inverse-CDF on a uniform number that the caller derives by
+hash, so they depend neither on the batch nor on the order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mmc.trie.cache import Segment, TrieCache
+from mmc.trie.model import TrieModel
+from mmc.trie.pack import sort_order
+
+_SAMPLE_ROWS = 64
+"""Rows of the vocabulary that are sampled from at a time; bounds the float64 copy."""
+
+
+class Matcher(Protocol):
+    """Follows one completion through a constraint."""
+
+    def allowed(self) -> NDArray[np.int32] | None:
+        """Token ids that may come next, ascending; None when all may."""
+        ...
+
+    def advance(self, token: int) -> None:
+        """Takes one token."""
+        ...
+
+
+@dataclass(eq=False)
+class Stream:
+    """One completion being decoded. ``draw(position)`` gives the uniform number in [0, 1) of that position."""
+
+    prompt_ids: Sequence[int]
+    max_tokens: int
+    temperature: float
+    draw: Callable[[int], float]
+    matcher: Matcher | None = None
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    allowed: list[NDArray[np.int32] | None] = field(default_factory=list)
+    finish: str | None = None
+    segment: Segment | None = None
+    fed: int = 0
+    """How many of ``ids`` have been fed."""
+
+    def take(self, token: int, logprob: float, allowed: NDArray[np.int32] | None, stops: frozenset[int]) -> None:
+        """Appends a token and notices the end."""
+        self.ids.append(token)
+        self.logprobs.append(logprob)
+        self.allowed.append(allowed)
+        if token in stops:
+            self.finish = "stop"
+        elif len(self.ids) >= self.max_tokens:
+            self.finish = "length"
+        elif self.matcher is not None:
+            self.matcher.advance(token)
+
+    def take_forced(self, stops: frozenset[int]) -> NDArray[np.int32] | None:
+        """Appends tokens while exactly one is allowed; gives what is allowed after them."""
+        while self.finish is None and self.matcher is not None:
+            allowed = self.matcher.allowed()
+            if allowed is None or len(allowed) != 1:
+                return allowed
+            self.take(int(allowed[0]), 0.0, allowed, stops)
+        return None
+
+
+class Decoder:
+    """Decodes streams over one cache. Streams may be added between steps."""
+
+    def __init__(self, model: TrieModel, stops: frozenset[int], budget: int) -> None:
+        self._model = model
+        self._stops = stops
+        self._budget = budget
+        self._cache = TrieCache(model.device)
+        self._waiting: list[Stream] = []
+        self._live: list[Stream] = []
+        self._leaving: list[Segment] = []
+        self._next: dict[Stream, NDArray[np.int32] | None] = {}
+        self.forwarded = 0
+        """Tokens fed so far."""
+
+    def add(self, streams: Sequence[Stream]) -> None:
+        """Queues streams; they are admitted in this order as the budget of cached tokens allows."""
+        self._waiting.extend(streams)
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting or self._live)
+
+    @torch.no_grad()
+    def step(self) -> list[Stream]:
+        """One forward and one draw for every live stream; gives the streams that finished."""
+        finished, segments = self._feed()
+        if segments:
+            tokens, positions, layout = self._cache.layout(segments)
+            self.forwarded += len(tokens)
+            hidden_NH = self._model.hidden(tokens, positions, layout)
+            ends = np.cumsum([len(s.tokens) for s in segments]) - 1
+            row_of = {segment: int(end) for segment, end in zip(segments, ends, strict=True)}
+            self._draw(hidden_NH, row_of)
+        for stream in self._live:
+            if stream.finish is not None:
+                assert stream.segment is not None
+                self._leaving.append(stream.segment)
+                finished.append(stream)
+        self._live = [s for s in self._live if s.finish is None]
+        return finished
+
+    def _feed(self) -> tuple[list[Stream], list[Segment]]:
+        """Admits streams and puts all new tokens into the tree; gives streams already done and segments to compute."""
+        new: dict[Segment, None] = {}
+        for stream in self._live:
+            assert stream.segment is not None
+            self._move(stream, stream.segment, stream.ids[stream.fed :], new)
+        admitted, done = self._admit()
+        for stream in admitted:
+            self._move(stream, self._cache.root, [*stream.prompt_ids, *stream.ids], new)
+        # What finished streams leave is freed only now, so that newcomers could share it.
+        for segment in self._leaving:
+            self._cache.release(segment)
+        self._leaving = []
+        self._live = [*self._live, *admitted]
+        return done, list(new)
+
+    def _move(self, stream: Stream, start: Segment, tokens: Sequence[int], new: dict[Segment, None]) -> None:
+        segment, added = self._cache.insert(start, tokens)
+        for one in added:
+            new[one] = None
+        self._cache.hold(segment)
+        if stream.segment is not None:
+            self._cache.release(stream.segment)
+        stream.segment, stream.fed = segment, len(stream.ids)
+
+    def _admit(self) -> tuple[list[Stream], list[Stream]]:
+        """Waiting streams that fit the budget now, relatives side by side; and those that need no forward at all."""
+        admitted: list[Stream] = []
+        done: list[Stream] = []
+        reserved = self._cache.used + sum(s.max_tokens - len(s.ids) for s in self._live)
+        previous: Sequence[int] = ()
+        while self._waiting:
+            stream = self._waiting[0]
+            cost = len(stream.prompt_ids) - max(self._cache.matched(stream.prompt_ids), _shared(previous, stream.prompt_ids))
+            cost += stream.max_tokens
+            if (self._live or admitted) and reserved + cost > self._budget:
+                break
+            del self._waiting[0]
+            reserved += cost
+            previous = stream.prompt_ids
+            self._next[stream] = stream.take_forced(self._stops)
+            if stream.finish is None:
+                admitted.append(stream)
+            else:
+                del self._next[stream]
+                done.append(stream)
+        order = sort_order([s.prompt_ids for s in admitted])
+        return [admitted[i] for i in order], done
+
+    def _draw(self, hidden_NH: Tensor, row_of: dict[Segment, int]) -> None:
+        """Draws the next token of every live stream, then what the constraint forces after it."""
+        rows = [row_of[s.segment] for s in self._live if s.segment is not None]
+        unique, inverse = np.unique(rows, return_inverse=True)
+        for start in range(0, len(unique), _SAMPLE_ROWS):
+            chunk = unique[start : start + _SAMPLE_ROWS]
+            logits_UV = self._model.logits(hidden_NH[torch.from_numpy(chunk).to(hidden_NH.device)]).cpu()
+            distributions = _Distributions(logits_UV)
+            for stream, row in zip(self._live, (inverse - start).tolist(), strict=True):
+                if 0 <= row < len(chunk):
+                    allowed = self._next[stream]
+                    stream.take(*distributions.pick(stream, row, allowed), allowed, self._stops)
+                    self._next[stream] = stream.take_forced(self._stops)
+        for stream in self._live:
+            if stream.finish is not None:
+                self._next.pop(stream, None)
+
+
+class _Distributions:
+    """Draws from rows of logits (U, vocabulary); whole rows are normalised once a temperature, all together."""
+
+    def __init__(self, logits_UV: Tensor) -> None:
+        self._logits_UV = logits_UV
+        self._whole: dict[float, tuple[NDArray[np.float32], NDArray[np.float64]]] = {}
+
+    def pick(self, stream: Stream, row: int, allowed: NDArray[np.int32] | None) -> tuple[int, float]:
+        """A token for ``stream`` and its log-probability under the distribution it was drawn from."""
+        scale = stream.temperature or 1.0
+        if allowed is None:
+            if scale not in self._whole:
+                logprobs_UV = torch.log_softmax(self._logits_UV / scale, dim=-1)
+                self._whole[scale] = logprobs_UV.numpy(), logprobs_UV.double().exp().cumsum(dim=-1).numpy()
+            logprobs, cumulative = (a[row] for a in self._whole[scale])
+        else:
+            subset = self._logits_UV[row, torch.from_numpy(allowed.astype(np.int64))]
+            logprobs = torch.log_softmax(subset / scale, dim=-1).numpy()
+            cumulative = np.cumsum(np.exp(logprobs.astype(np.float64)))
+        if stream.temperature == 0:
+            index = int(np.argmax(logprobs))
+        else:
+            drawn = stream.draw(len(stream.ids)) * cumulative[-1]
+            index = min(int(np.searchsorted(cumulative, drawn, side="right")), len(logprobs) - 1)
+        return (index if allowed is None else int(allowed[index])), float(logprobs[index])
+
+
+def _shared(a: Sequence[int], b: Sequence[int]) -> int:
+    n = min(len(a), len(b))
+    different = np.flatnonzero(np.asarray(a[:n]) != np.asarray(b[:n]))
+    return int(different[0]) if len(different) else n
