@@ -1,0 +1,49 @@
+"""Engines: where completions come from.
+
+To add one: write a file whose class satisfies :class:`mmc.engine.base.Engine`, a function that opens it from its block in
+the spec, and put that into ``OPENERS``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmc.engine.base import Engine
+from mmc.errors import EnvironmentProblem
+
+if TYPE_CHECKING:
+    from mmc.spec.load import LoadedSpec
+
+Opener = Callable[[Any, Callable[[str], Path], Mapping[str, Path]], Engine]
+
+
+def _local(config: Any, resolve: Callable[[str], Path], adapters: Mapping[str, Path]) -> Engine:
+    try:
+        from mmc.engine.local import open_local
+    except ImportError as error:
+        raise EnvironmentProblem(f"a local model needs {error.name}: pip install 'mmc[local]'") from error
+    return open_local(config, resolve, adapters)
+
+
+OPENERS: Mapping[str, Opener] = {"local": _local}
+"""The spec's ``type`` of a model -> a function of (its block, path resolver, adapters by name) that opens the engine."""
+
+
+def open_engines(loaded: LoadedSpec) -> dict[str, Engine]:
+    """One engine for every model that a module uses, with the adapters of that model's modules loaded.
+
+    Raises EnvironmentProblem when a model, an adapter or an extra is missing.
+    """
+    spec = loaded.spec
+    engines: dict[str, Engine] = {}
+    for name in dict.fromkeys(module.model for module in spec.modules.values()):
+        folders = {
+            folder: loaded.resolve(folder)
+            for module, folder in spec.adapters.items()
+            if module in spec.modules and spec.modules[module].model == name
+        }
+        config = spec.models[name]
+        engines[name] = OPENERS[config.type](config, loaded.resolve, folders)
+    return engines

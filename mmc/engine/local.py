@@ -1,0 +1,220 @@
+"""A model in this process: requests of all running programs, decoded together on the prefix trie.
+
+The engine decodes when every open client waits for it, and takes the pending requests in the order of their keys; so
+batches depend on the work alone, never on timing. What is cached lives while any client is open.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmc.engine.adapters import Adapters
+from mmc.engine.base import Completion, Key, Message, Request, seed_of
+from mmc.engine.constraint import Constraints
+from mmc.errors import EnvironmentProblem
+from mmc.trie.decode import Decoder, Stream
+from mmc.trie.model import TrieModel
+
+_UNIT = 2.0**-63
+
+
+@dataclass(eq=False)
+class _Pending:
+    request: Request
+    future: asyncio.Future[Completion]
+
+
+class LocalEngine:
+    """Implements :class:`mmc.engine.base.Engine` for one transformers model."""
+
+    def __init__(self, model: Any, tokenizer: Any, batch_tokens: int = 16384, base_name: str = "") -> None:
+        self.tokenizer = tokenizer
+        self.stops = _stops(model, tokenizer)
+        self.trie = TrieModel(model)
+        self.adapters = Adapters(model, base_name)
+        self._constraints = Constraints(tokenizer, model.config.get_text_config().vocab_size, self.stops)
+        self._batch_tokens = batch_tokens
+        self._prompts: dict[tuple[Message, ...], list[int]] = {}
+        self._clients = 0
+        self._blocked = 0
+        self._scheduled = False
+        self._pending: list[_Pending] = []
+        self._decoders: dict[str | None, Decoder] = {}
+        self._streams: dict[Stream, _Pending] = {}
+
+    # --- the interface ---
+
+    async def complete(self, request: Request) -> Completion:
+        """Answers ``request``. Raises EnvironmentProblem when its adapter is unknown or the prompt is too long."""
+        self.adapters.check(request.adapter)
+        future: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
+        pending = _Pending(request, future)
+        self._pending.append(pending)
+        self._blocked += 1
+        self._wake()
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self._forget(pending)
+            raise
+
+    @contextmanager
+    def client(self) -> Iterator[None]:
+        """Holds the engine back until this line of control waits for it too."""
+        self._clients += 1
+        try:
+            yield
+        finally:
+            self._clients -= 1
+            if self._clients == 0:
+                self._decoders.clear()
+                self._streams.clear()
+            self._wake()
+
+    def count_tokens(self, messages: Sequence[Message]) -> int:
+        return len(self._prompt(tuple(messages)))
+
+    def close(self) -> None:
+        self._decoders.clear()
+        self._prompts.clear()
+
+    # --- scheduling ---
+
+    def _wake(self) -> None:
+        if not self._scheduled and self._blocked and self._blocked >= self._clients:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._turn)
+
+    def _turn(self) -> None:
+        """Decodes until something finishes; programs go on then."""
+        self._scheduled = False
+        if not self._blocked or self._blocked < self._clients:
+            return
+        try:
+            self._start(sorted(self._pending, key=lambda p: _sortable(p.request.key)))
+            self._pending = []
+            while not self._step():
+                pass
+        except Exception as error:  # whoever waits must hear of it, or would wait for ever
+            self._fail(error)
+
+    def _step(self) -> bool:
+        """One step of every decoder with work; whether anything finished."""
+        finished = False
+        for name in sorted((n for n, d in self._decoders.items() if d), key=lambda n: n or ""):
+            with self.adapters.active(name):
+                for stream in self._decoders[name].step():
+                    pending = self._streams.pop(stream, None)
+                    if pending is not None:
+                        self._answer(pending, self._completion(stream))
+                        finished = True
+        return finished or not any(self._decoders.values())
+
+    def _start(self, pending: Sequence[_Pending]) -> None:
+        for one in pending:
+            request = one.request
+            stream = self._stream(request)
+            self._streams[stream] = one
+            if request.adapter not in self._decoders:
+                self._decoders[request.adapter] = Decoder(self.trie, self.stops, self._batch_tokens)
+            self._decoders[request.adapter].add([stream])
+
+    def _answer(self, pending: _Pending, completion: Completion) -> None:
+        self._blocked -= 1
+        if not pending.future.done():
+            pending.future.set_result(completion)
+
+    def _fail(self, error: Exception) -> None:
+        for pending in [*self._pending, *self._streams.values()]:
+            self._blocked -= 1
+            if not pending.future.done():
+                pending.future.set_exception(error)
+        self._pending, self._streams = [], {}
+        self._decoders.clear()
+
+    def _forget(self, pending: _Pending) -> None:
+        """A caller stopped waiting: its completion is no longer wanted."""
+        known = pending in self._pending or pending in self._streams.values()
+        if known:
+            self._blocked -= 1
+            self._pending = [p for p in self._pending if p is not pending]
+            for stream in [s for s, p in self._streams.items() if p is pending]:
+                del self._streams[stream]
+
+    # --- requests and completions ---
+
+    def _prompt(self, messages: tuple[Message, ...]) -> list[int]:
+        """Token ids of ``messages`` with the generation prompt; the same for search, training and serving."""
+        if messages not in self._prompts:
+            if len(self._prompts) > 50_000:
+                self._prompts.clear()
+            chat = [{"role": m.role, "content": m.content} for m in messages]
+            encoded = self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+            self._prompts[messages] = list(encoded)
+        return self._prompts[messages]
+
+    def _stream(self, request: Request) -> Stream:
+        prompt_ids = self._prompt(request.messages)
+        longest = getattr(self.trie.model.config.get_text_config(), "max_position_embeddings", None)
+        if longest and len(prompt_ids) + request.sampling.max_tokens > longest:
+            raise EnvironmentProblem(
+                f"call {request.key}: the prompt has {len(prompt_ids)} tokens and {request.sampling.max_tokens} more may "
+                f"follow, but the model reads at most {longest}; shorten the template's inputs or use another model"
+            )
+        key, seed = request.key, request.seed
+        return Stream(
+            prompt_ids=prompt_ids,
+            max_tokens=request.sampling.max_tokens,
+            temperature=request.sampling.temperature,
+            draw=lambda position: seed_of(seed, *key, position) * _UNIT,
+            matcher=self._constraints.matcher(request.constraint) if request.constraint is not None else None,
+        )
+
+    def _completion(self, stream: Stream) -> Completion:
+        shown = stream.ids[:-1] if stream.finish == "stop" else stream.ids
+        return Completion(
+            text=self.tokenizer.decode(shown, skip_special_tokens=True),
+            finish="stop" if stream.finish == "stop" else "length",
+            prompt_ids_T=tuple(stream.prompt_ids),
+            ids_T=tuple(stream.ids),
+            logprobs_T=tuple(stream.logprobs),
+            allowed_T=tuple(stream.allowed),
+            temperature=stream.temperature,
+            prompt_tokens=len(stream.prompt_ids),
+            completion_tokens=len(stream.ids),
+        )
+
+
+def _sortable(key: Key) -> tuple[tuple[bool, str | int], ...]:
+    """Keys mix numbers and texts; numbers come first."""
+    return tuple((isinstance(part, str), part) for part in key)
+
+
+def _stops(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Every token that ends a turn."""
+    configured = model.generation_config.eos_token_id
+    stops = configured if isinstance(configured, list) else [configured]
+    found = frozenset(int(t) for t in (*stops, tokenizer.eos_token_id) if t is not None)
+    if not found:
+        raise EnvironmentProblem("the model names no end-of-sequence token")
+    return found
+
+
+def open_local(config: Any, resolve: Any, adapters: Mapping[str, Path]) -> LocalEngine:
+    """The engine of a ``type: local`` model of a spec, with ``adapters`` (name -> PEFT folder) loaded."""
+    from mmc.engine.weights import find, load
+
+    sources = [config.source] if isinstance(config.source, str) else config.source
+    weights = find(sources, resolve)
+    model, tokenizer = load(weights, config.dtype)
+    if tokenizer.chat_template is None:
+        raise EnvironmentProblem(f"{weights.source} has no chat template; use an instruction-tuned model")
+    engine = LocalEngine(model, tokenizer, config.batch_tokens, base_name=weights.source.partition(":")[2])
+    for name, folder in adapters.items():
+        engine.adapters.load(name, folder)
+    return engine
