@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mmc.trie.attention import ATTENTION, Layout
-
-Ids = Any
+from mmc.trie.attention import ATTENTION, Layout, forest_layout
+from mmc.trie.pack import pack
 
 
 class TrieModel:
@@ -53,15 +50,17 @@ class TrieModel:
 
     @torch.no_grad()
     def _verify(self) -> None:
-        from mmc.trie.attention import forest_layout
-        from mmc.trie.pack import pack
-
-        forest = pack([[1, 2, 3, 4]])
+        """Compares two branches with one sequence at a time: a recurrent layer would leak from one into the other."""
+        rows = [[1, 2, 3, 4], [1, 2, 4, 3]]
+        forest = pack(rows)
         tokens, positions = torch.from_numpy(forest.tokens_N), torch.from_numpy(forest.positions_N)
-        ours = self.logits(self.hidden(tokens, positions, forest_layout(forest, self.device)))
+        ours_NV = self.logits(self.hidden(tokens, positions, forest_layout(forest, self.device)))
         self.model.set_attn_implementation("eager")
-        theirs = self.model(input_ids=tokens[None].to(self.device), use_cache=False).logits[0].float()
-        self.model.set_attn_implementation(ATTENTION)
         tolerance = 1e-3 if self.head.weight.dtype == torch.float32 else 0.1
-        if (ours - theirs).abs().max() > tolerance * theirs.abs().max().clamp(min=1.0):
-            raise ValueError(f"{type(self.model).__name__} does not run on the trie: its layers are not plain attention")
+        for s, row in enumerate(rows):
+            theirs = self.model(input_ids=torch.tensor([row], device=self.device), use_cache=False).logits[0].float()
+            difference = (ours_NV[torch.from_numpy(forest.index_SL[s]).to(self.device)] - theirs).abs().max()
+            if difference > tolerance * theirs.abs().max().clamp(min=1.0):
+                name = type(self.model).__name__
+                raise ValueError(f"{name} does not run on the trie: its layers are not plain attention")
+        self.model.set_attn_implementation(ATTENTION)

@@ -1,0 +1,82 @@
+"""Sets values in YAML text: every comment and every byte that is not concerned stays as it was."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+
+import yaml
+
+from mmc.spec.marks import Document, KeyPath, parse
+
+_PLAIN = re.compile(r"^[A-Za-z_./][A-Za-z0-9_./-]*$")
+_WORDS = {"true", "false", "null", "yes", "no", "on", "off", "~"}
+
+
+def flow(value: object) -> str:
+    """``value`` as YAML on one line."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{flow(k)}: {flow(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(flow, value)) + "]"
+    if isinstance(value, str):
+        plain = _PLAIN.match(value) and value.lower() not in _WORDS and not re.match(r"^[-+.0-9]", value)
+        return value if plain else json.dumps(value, ensure_ascii=False)
+    if value is None or isinstance(value, bool | int):
+        return json.dumps(value)
+    if isinstance(value, float):
+        return repr(value) if value == value and abs(value) != float("inf") else json.dumps(str(value))
+    raise TypeError(f"{type(value).__name__} cannot be written to a spec")
+
+
+def rewrite(text: str, changes: Mapping[KeyPath, object]) -> str:
+    """``text`` with the values at some key paths replaced or added; missing mappings on the way are made.
+
+    Raises InvalidError when ``text`` is not a YAML mapping, KeyError when a path leads through something that is no mapping.
+    """
+    for path, value in changes.items():
+        text = _set(text, path, value)
+    return text
+
+
+def _set(text: str, path: KeyPath, value: object) -> str:
+    document = parse(text, "spec")
+    if path in document.values:
+        start, end = _span(text, document.values[path])
+        return text[:start] + (" " if start and text[start - 1] == ":" else "") + flow(value) + text[end:]
+    parent = path[:-1]
+    while parent not in document.values:
+        value, parent = {path[len(parent)]: value}, parent[:-1]
+    node = document.values[parent]
+    key = path[len(parent)]
+    if isinstance(node, yaml.ScalarNode) and node.value == "":
+        return _set(text, parent, {key: value})
+    if not isinstance(node, yaml.MappingNode) or not isinstance(key, str):
+        raise KeyError(".".join(map(str, path)))
+    return _add(text, document, node, (key, value))
+
+
+def _span(text: str, node: yaml.Node) -> tuple[int, int]:
+    """Where a node's text stands, without the white space and comments that PyYAML counts to a block."""
+    last = node
+    while isinstance(last, yaml.CollectionNode) and not last.flow_style and last.value:
+        last = last.value[-1][1] if isinstance(last, yaml.MappingNode) else last.value[-1]
+    end = last.end_mark.index
+    if isinstance(last, yaml.ScalarNode) and last.style in ("|", ">"):
+        end = len(text[:end].rstrip("\n"))
+    return node.start_mark.index, max(node.start_mark.index, end)
+
+
+def _add(text: str, document: Document, node: yaml.MappingNode, entry: tuple[str, object]) -> str:
+    written = f"{flow(entry[0])}: {flow(entry[1])}"
+    if node.flow_style:
+        close = node.end_mark.index - 1
+        before = text[:close].rstrip()
+        comma = "" if before.endswith(("{", ",")) else ", "
+        return before + (" " if before.endswith(",") else comma) + written + text[close:]
+    _, end = _span(text, node)
+    line_end = text.find("\n", end)
+    line_end = len(text) if line_end < 0 else line_end
+    indent = " " * node.start_mark.column
+    return text[:line_end] + f"\n{indent}{written}" + (text[line_end:] or "\n")

@@ -1,0 +1,66 @@
+"""The forest against one sequence at a time, through models of other attention kinds too."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, PreTrainedModel, Qwen3Config
+
+from mmc.trie.attention import forest_layout
+from mmc.trie.model import TrieModel
+from mmc.trie.pack import pack
+
+SMALL = {
+    "vocab_size": 50,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "initializer_range": 0.3,
+}
+
+
+def models() -> dict[str, PreTrainedModel]:
+    torch.manual_seed(0)
+    sliding = Gemma3TextConfig(
+        **SMALL,
+        sliding_window=4,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        final_logit_softcapping=5.0,
+    )
+    configs = {"llama": LlamaConfig(**SMALL), "qwen3": Qwen3Config(**SMALL), "gemma3": sliding}
+    return {name: AutoModelForCausalLM.from_config(config).eval() for name, config in configs.items()}
+
+
+def branching_sequences(count: int, seed: int) -> list[list[int]]:
+    rng = random.Random(seed)
+    root = [rng.randrange(50) for _ in range(7)]
+    return [root[: rng.randint(0, 7)] + [rng.randrange(4) for _ in range(rng.randint(1, 12))] for _ in range(count)]
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3"])
+@pytest.mark.parametrize("block_rows", [3, 256])
+def test_forest_logits_equal_one_sequence_at_a_time(name: str, block_rows: int) -> None:
+    model = models()[name]
+    model.set_attn_implementation("eager")
+    rows = branching_sequences(12, seed=1)
+    with torch.no_grad():
+        expected = [model(input_ids=torch.tensor([row]), use_cache=False).logits[0] for row in rows]
+        trie, forest = TrieModel(model), pack(rows)
+        layout = forest_layout(forest, trie.device, block_rows)
+        hidden = trie.hidden(torch.from_numpy(forest.tokens_N), torch.from_numpy(forest.positions_N), layout)
+        logits = trie.logits(hidden)
+    for s, row in enumerate(rows):
+        torch.testing.assert_close(logits[forest.index_SL[s, : len(row)]], expected[s], rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_whose_layers_are_not_plain_attention_is_refused() -> None:
+    from transformers import MambaConfig
+
+    config = MambaConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2, state_size=4)
+    with pytest.raises(ValueError, match="not plain attention"):
+        TrieModel(AutoModelForCausalLM.from_config(config).eval())
