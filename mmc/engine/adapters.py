@@ -46,7 +46,7 @@ class Adapters:
 
         config = LoraConfig(
             r=options.rank,
-            lora_alpha=options.alpha,  # type: ignore[arg-type]
+            lora_alpha=options.alpha,
             lora_dropout=options.dropout,
             target_modules=options.targets,
             task_type="CAUSAL_LM",
@@ -144,4 +144,3 @@ class Adapters:
 def options(lora: Any) -> LoraOptions:
     """From the spec's ``lora`` block."""
     return LoraOptions(lora.rank, lora.alpha, lora.dropout, lora.targets)
-

@@ -16,7 +16,7 @@ from typing import Any
 from mmc.engine.adapters import Adapters
 from mmc.engine.base import Completion, Key, Message, Request, seed_of
 from mmc.engine.constraint import Constraints
-from mmc.errors import EnvironmentProblem
+from mmc.errors import EnvironmentProblem, RunFailure
 from mmc.trie.decode import Decoder, Stream
 from mmc.trie.model import TrieModel
 
@@ -26,6 +26,7 @@ _UNIT = 2.0**-63
 @dataclass(eq=False)
 class _Pending:
     request: Request
+    stream: Stream
     future: asyncio.Future[Completion]
 
 
@@ -50,10 +51,11 @@ class LocalEngine:
     # --- the interface ---
 
     async def complete(self, request: Request) -> Completion:
-        """Answers ``request``. Raises EnvironmentProblem when its adapter is unknown or the prompt is too long."""
+        """Answers ``request``. Raises EnvironmentProblem when its adapter is unknown, RunFailure when it is too long."""
         self.adapters.check(request.adapter)
+        stream = self._stream(request)
         future: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
-        pending = _Pending(request, future)
+        pending = _Pending(request, stream, future)
         self._pending.append(pending)
         self._blocked += 1
         self._wake()
@@ -118,11 +120,10 @@ class LocalEngine:
     def _start(self, pending: Sequence[_Pending]) -> None:
         for one in pending:
             request = one.request
-            stream = self._stream(request)
-            self._streams[stream] = one
+            self._streams[one.stream] = one
             if request.adapter not in self._decoders:
                 self._decoders[request.adapter] = Decoder(self.trie, self.stops, self._batch_tokens)
-            self._decoders[request.adapter].add([stream])
+            self._decoders[request.adapter].add([one.stream])
 
     def _answer(self, pending: _Pending, completion: Completion) -> None:
         self._blocked -= 1
@@ -162,8 +163,8 @@ class LocalEngine:
         prompt_ids = self._prompt(request.messages)
         longest = getattr(self.trie.model.config.get_text_config(), "max_position_embeddings", None)
         if longest and len(prompt_ids) + request.sampling.max_tokens > longest:
-            raise EnvironmentProblem(
-                f"call {request.key}: the prompt has {len(prompt_ids)} tokens and {request.sampling.max_tokens} more may "
+            raise RunFailure(
+                f"the prompt has {len(prompt_ids)} tokens and {request.sampling.max_tokens} more may "
                 f"follow, but the model reads at most {longest}; shorten the template's inputs or use another model"
             )
         key, seed = request.key, request.seed

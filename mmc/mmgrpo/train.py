@@ -161,7 +161,9 @@ def _engine(job: TrainingJob, names: Mapping[str, str]) -> LocalEngine:
         )
     engine = job.engines[models.pop()]
     if not isinstance(engine, LocalEngine):
-        raise UsageError("weights: only modules on a `type: local` model can be trained; set `train: false` on the others")
+        raise UsageError(
+            "weights: only modules on a `type: local` model can be trained; set `train: false` on the others"
+        )
     return engine
 
 

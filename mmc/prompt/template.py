@@ -61,7 +61,7 @@ class Template:
     @cached_property
     def variables(self) -> frozenset[str]:
         """Names the template and what it includes expect, ``choices`` excepted."""
-        return frozenset(self._names(self.source, self.path, ())) - {"choices"}
+        return frozenset(self._names(self.source, self.path, ())) - {"choices", *self._environment.globals}
 
     @cached_property
     def _compiled(self) -> jinja2.Template:
@@ -78,7 +78,9 @@ class Template:
         try:
             outside = self._limited(variables)
         except jinja2.UndefinedError as error:
-            raise InvalidError([Diagnostic(str(self.path), 0, 0, f"the template cannot be rendered: {error}")]) from None
+            raise InvalidError(
+                [Diagnostic(str(self.path), 0, 0, f"the template cannot be rendered: {error}")]
+            ) from None
         except jinja2.TemplateSyntaxError as error:
             raise InvalidError([self._syntax(error, self.path, self.source)]) from None
         except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:

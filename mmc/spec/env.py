@@ -16,7 +16,9 @@ def expand(text: str) -> str:
     def value(match: re.Match[str]) -> str:
         name = match.group(1)
         if name not in os.environ:
-            raise EnvironmentProblem(f"the environment variable {name} is not set; {text!r} needs it: export {name}=...")
+            raise EnvironmentProblem(
+                f"the environment variable {name} is not set; {text!r} needs it: export {name}=..."
+            )
         return os.environ[name]
 
     return _REFERENCE.sub(value, text)

@@ -85,7 +85,9 @@ def _override(text: str, override: str) -> str:
     try:
         return rewrite(text, {_key_path(key): parsed})
     except KeyError:
-        raise InvalidError(f"--set {override}: there is no mapping at {key.rpartition('.')[0]!r} to set a key in") from None
+        raise InvalidError(
+            f"--set {override}: there is no mapping at {key.rpartition('.')[0]!r} to set a key in"
+        ) from None
 
 
 def _key_path(key: str) -> KeyPath:
@@ -119,8 +121,12 @@ def _translate(document: Document, details: ErrorDetails, overrides: Sequence[st
         case "union_tag_invalid" | "union_tag_not_found":
             context = details.get("ctx", {})
             tag, expected = str(context.get("tag", "")), str(context.get("expected_tags", ""))
-            known = [word.strip(" '") for word in expected.split(",") if word.strip()]
-            message = f"unknown type {tag!r}; known are {expected}.{did_you_mean(tag, known)}" if tag else "the key 'type' is missing"
+            tags = [word.strip(" '") for word in expected.split(",") if word.strip()]
+            message = (
+                f"unknown type {tag!r}; known are {expected}.{did_you_mean(tag, tags)}"
+                if tag
+                else "the key 'type' is missing"
+            )
             return document.diagnostic((*path, "type") if (*path, "type") in document.values else path, message, hint)
     message = details["msg"].removeprefix("Value error, ")
     shown = details["input"]

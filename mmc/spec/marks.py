@@ -27,7 +27,11 @@ for _tag, _pattern, _first in (
     ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
     ("null", r"~|null|Null|NULL|", "~nN\0"),
     ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
-    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+0123456789."),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+0123456789.",
+    ),
 ):
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), list(_first))
 
@@ -63,7 +67,9 @@ def parse(text: str, file: str) -> Document:
         line, column = (mark.line, mark.column) if mark else (0, 0)
         source = text.splitlines()[line] if line < len(text.splitlines()) else ""
         problem = " ".join(part for part in (error.context, error.problem) if part)
-        raise InvalidError([Diagnostic(file, line + 1, column + 1, f"not valid YAML: {problem}", source=source)]) from None
+        raise InvalidError(
+            [Diagnostic(file, line + 1, column + 1, f"not valid YAML: {problem}", source=source)]
+        ) from None
     except yaml.YAMLError as error:
         raise InvalidError([Diagnostic(file, 1, 1, f"not valid YAML: {error}")]) from None
     if not isinstance(root, yaml.MappingNode):
@@ -92,7 +98,7 @@ class _Builder:
         if isinstance(node, yaml.SequenceNode):
             return [self.build(child, (*path, i), (*above, id(node))) for i, child in enumerate(node.value)]
         try:
-            return self._loader.construct_object(node, deep=True)  # type: ignore[no-untyped-call]
+            return self._loader.construct_object(node, deep=True)
         except (yaml.YAMLError, ValueError) as error:
             self._problem(node, f"not a value mmc can read: {getattr(error, 'problem', error)}", "")
             return None

@@ -51,7 +51,16 @@ class EnumType(Keys):
     """The texts; or a JSON file holding a list of them; or an expression over the module's inputs that gives one."""
 
 
-OutputType = str | EnumType | dict[str, str]
+def _output_kind(value: object) -> str:
+    if isinstance(value, str):
+        return "type"
+    return "enum" if isinstance(value, EnumType) or (isinstance(value, dict) and "enum" in value) else "object"
+
+
+OutputType = Annotated[
+    Annotated[str, Tag("type")] | Annotated[EnumType, Tag("enum")] | Annotated[dict[str, str], Tag("object")],
+    Discriminator(_output_kind),
+]
 """`str`, `int`, `float`, `bool`, `list[str]`, ...; an enum; or an inline object of named simple types."""
 
 # --- tools --------------------------------------------------------------------------------------------------------

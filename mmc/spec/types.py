@@ -32,7 +32,9 @@ def parse_type(text: str) -> Type:
     match = re.fullmatch(r"list\[(.+)\]", text)
     if match:
         return Type("list", parse_type(match.group(1)))
-    raise ValueError(f"{text!r} is not a type; known are {', '.join(SIMPLE)} and list[...]" + did_you_mean(text, SIMPLE))
+    raise ValueError(
+        f"{text!r} is not a type; known are {', '.join(SIMPLE)} and list[...]" + did_you_mean(text, SIMPLE)
+    )
 
 
 def did_you_mean(word: str, words: Iterable[str]) -> str:

@@ -1,0 +1,24 @@
+"""What a program can call besides an LM.
+
+To add a kind: its block as a pydantic model in :mod:`mmc.spec.model`, a file here whose class satisfies
+:class:`mmc.tool.base.Tool`, and an entry in ``TOOLS``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from mmc.spec.load import LoadedSpec
+from mmc.tool.base import Tool
+from mmc.tool.bm25 import open_bm25
+from mmc.tool.python import open_python
+
+TOOLS: Mapping[str, Callable[[LoadedSpec, str, Any, bool], Tool]] = {"bm25": open_bm25, "python": open_python}
+"""The spec's ``type`` of a tool -> a function of (spec, name, its block, trust) that opens it."""
+
+
+def make_tool(loaded: LoadedSpec, name: str, trust: bool) -> Tool:
+    """Opens one tool of a spec. Raises InvalidError or UsageError that says what is missing."""
+    config = loaded.spec.tools[name]
+    return TOOLS[config.type](loaded, name, config, trust)

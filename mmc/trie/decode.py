@@ -149,7 +149,9 @@ class Decoder:
         previous: Sequence[int] = ()
         while self._waiting:
             stream = self._waiting[0]
-            cost = len(stream.prompt_ids) - max(self._cache.matched(stream.prompt_ids), _shared(previous, stream.prompt_ids))
+            cost = len(stream.prompt_ids) - max(
+                self._cache.matched(stream.prompt_ids), _shared(previous, stream.prompt_ids)
+            )
             cost += stream.max_tokens
             if (self._live or admitted) and reserved + cost > self._budget:
                 break

@@ -13,8 +13,8 @@ from mmc.trie.pack import pack
 class TrieModel:
     """Wraps ``model`` (a ``...ForCausalLM``, in place) so that it attends along a forest.
 
-    Raises ValueError when the model's layers do not go through transformers' attention interface, or when its logits are
-    not head(backbone(x)).
+    Raises ValueError when the model's layers do not go through transformers' attention interface, or when its logits
+    are not head(backbone(x)).
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -24,12 +24,14 @@ class TrieModel:
         self.head = model.get_output_embeddings()
         config = model.config.get_text_config()
         self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
-        self.scale: float = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
+        divisor: float = getattr(config, "logits_scaling", None) or 1.0
+        self.scale: float = getattr(config, "logit_scale", None) or 1.0 / divisor
         self._verify()
 
     @property
     def device(self) -> torch.device:
-        return self.head.weight.device
+        device: torch.device = self.head.weight.device
+        return device
 
     def hidden(self, tokens_N: Tensor, positions_N: Tensor, layout: Layout) -> Tensor:
         """Hidden states (N, hidden) of N nodes under ``layout``."""
@@ -39,11 +41,12 @@ class TrieModel:
             use_cache=False,
             trie=layout,
         )
-        return output.last_hidden_state[0]
+        hidden: Tensor = output.last_hidden_state[0]
+        return hidden
 
     def logits(self, hidden_NH: Tensor) -> Tensor:
         """Next-token logits (N, vocabulary) in float32."""
-        logits = self.head(hidden_NH).float() * self.scale
+        logits: Tensor = self.head(hidden_NH).float() * self.scale
         if self.softcap is not None:
             logits = torch.tanh(logits / self.softcap) * self.softcap
         return logits

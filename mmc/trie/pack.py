@@ -93,7 +93,8 @@ def split_by_budget(sequences: Sequence[Sequence[int]], budget: int) -> list[lis
     """
     order = sort_order(sequences)
     groups: list[list[int]] = []
-    size, previous = 0, ()
+    size = 0
+    previous: tuple[int, ...] = ()
     for s in order:
         current = tuple(sequences[s])
         shared = _common_prefix(previous, current) if groups else 0

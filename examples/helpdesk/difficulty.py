@@ -1,0 +1,44 @@
+"""How hard the helpdesk task is without any LM: prints the figures that README.md states.
+
+python examples/helpdesk/difficulty.py
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmc.tool.bm25 import Bm25
+
+HERE = Path(__file__).parent
+Row = dict[str, Any]
+
+
+def rows(name: str) -> list[Row]:
+    return [json.loads(line) for line in (HERE / name).read_text(encoding="utf-8").splitlines()]
+
+
+def share(found: Callable[[str], Sequence[str]], questions: Sequence[Row]) -> float:
+    """Share of questions whose article is among those found."""
+    return sum(q["article"] in found(q["question"]) for q in questions) / len(questions)
+
+
+def main() -> None:
+    articles, train, test = rows("articles.jsonl"), rows("train.jsonl"), rows("test.jsonl")
+    for k in (1, 3, 5, 8):
+        index = Bm25(articles, ["title", "text"], k)
+        print(f"BM25 on the raw question, right article in the top {k}: {share(lambda q: ids(index, q), test):.3f}")
+    neighbours = Bm25(train, ["question"], 1)
+    nearest = share(lambda q: [hit["article"] for hit in neighbours.search(q)], test)
+    print(f"article of the nearest training question: {nearest:.3f}")
+    print(f"any one article: {1 / len(articles):.3f}")
+
+
+def ids(index: Bm25, question: str) -> list[str]:
+    return [hit["id"] for hit in index.search(question)]
+
+
+if __name__ == "__main__":
+    main()

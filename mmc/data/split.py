@@ -1,0 +1,158 @@
+"""One split of a spec's data."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+from mmc.errors import Diagnostic, InvalidError
+from mmc.spec.load import LoadedSpec
+from mmc.spec.model import DataSource
+
+SplitName = Literal["train", "dev", "test"]
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row of data. ``id`` names it within its split."""
+
+    id: str
+    row: Mapping[str, Any]
+
+
+def _jsonl(path: Path) -> Iterator[tuple[int, Any]]:
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                try:
+                    yield number, json.loads(line)
+                except ValueError as error:
+                    raise _bad(path, number, f"not valid JSON: {error}", line) from None
+
+
+def _json(path: Path) -> Iterator[tuple[int, Any]]:
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _bad(path, getattr(error, "lineno", 0), f"not valid JSON: {error}") from None
+    if not isinstance(rows, list):
+        raise _bad(path, 1, "a JSON data file holds a list of objects")
+    yield from ((0, row) for row in rows)
+
+
+def _csv(path: Path) -> Iterator[tuple[int, Any]]:
+    with path.open(encoding="utf-8", newline="") as lines:
+        reader = csv.DictReader(lines)
+        for row in reader:
+            if None in row or None in row.values():
+                raise _bad(
+                    path,
+                    reader.line_num,
+                    f"this row does not have the {len(reader.fieldnames or [])} columns of the header",
+                )
+            yield reader.line_num, row
+
+
+READERS: Mapping[str, Callable[[Path], Iterator[tuple[int, Any]]]] = {".jsonl": _jsonl, ".json": _json, ".csv": _csv}
+"""File suffix -> reader that yields (line number, row)."""
+
+
+def _bad(path: Path, line: int, message: str, source: str = "") -> InvalidError:
+    return InvalidError([Diagnostic(str(path), line, 0, message, source=source[:120])])
+
+
+@lru_cache(maxsize=32)
+def _read(path: Path, modified: int) -> tuple[Row, ...]:
+    rows = []
+    for line, row in READERS[path.suffix](path):
+        if not isinstance(row, dict):
+            raise _bad(path, line, "every row must be an object with named columns")
+        rows.append(row)
+    return tuple(rows)
+
+
+def read_rows(path: Path) -> tuple[Row, ...]:
+    """All rows of a data file. Raises InvalidError with file and line."""
+    if path.suffix not in READERS:
+        raise _bad(path, 0, f"unknown kind of data file; known are {', '.join(READERS)}")
+    try:
+        return _read(path, path.stat().st_mtime_ns)
+    except FileNotFoundError:
+        raise _bad(path, 0, "there is no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise _bad(path, 0, f"cannot be read as UTF-8 text: {error}") from None
+
+
+def load_split(loaded: LoadedSpec, split: SplitName) -> tuple[Example, ...]:
+    """The examples of one split. Raises InvalidError for bad files, missing columns, repeated ids, an empty split."""
+    if loaded.spec.data is None:
+        raise InvalidError(
+            [loaded.diagnostic((), "the spec has no `data`", "add data: {train: ..., dev: ..., test: ...}")]
+        )
+    source: DataSource = getattr(loaded.spec.data, split)
+    path = loaded.resolve(source.file)
+    rows = read_rows(path)
+    _check_columns(loaded, split, source, rows)
+    numbered = [Example(str(row[source.id]) if source.id else str(i), row) for i, row in enumerate(rows)]
+    chosen = _select(numbered, source)
+    if not chosen:
+        raise InvalidError([loaded.diagnostic(("data", split), f"the {split} split has no rows")])
+    ids = [e.id for e in chosen]
+    if len(set(ids)) < len(ids):
+        twice = next(i for i in ids if ids.count(i) > 1)
+        raise InvalidError([loaded.diagnostic(("data", split, "id"), f"the id {twice!r} stands in {path.name} twice")])
+    return tuple(chosen)
+
+
+def _check_columns(loaded: LoadedSpec, split: str, source: DataSource, rows: Sequence[Row]) -> None:
+    wanted = {("id",): source.id, ("balance",): source.balance}
+    for key, column in wanted.items():
+        if column is not None and any(column not in row for row in rows):
+            known = ", ".join(rows[0]) if rows else "none"
+            message = f"not every row of {source.file} has a column {column!r}"
+            raise InvalidError([loaded.diagnostic(("data", split, *key), message, f"the first row has: {known}")])
+
+
+def _select(examples: Sequence[Example], source: DataSource) -> list[Example]:
+    """Shuffle, part, balance, limit: in this order."""
+    chosen = list(examples)
+    if source.shuffle is not None:
+        random.Random(source.shuffle).shuffle(chosen)
+    low, high = source.part
+    chosen = chosen[round(low * len(chosen)) : round(high * len(chosen))]
+    if source.balance is not None:
+        chosen = _balanced(chosen, source.balance)
+    return chosen[: source.limit]
+
+
+def _balanced(examples: Sequence[Example], column: str) -> list[Example]:
+    """As many of every value as of the rarest one, in the order they stand."""
+    counts: dict[str, int] = defaultdict(int)
+    for example in examples:
+        counts[str(example.row[column])] += 1
+    rarest = min(counts.values(), default=0)
+    taken: dict[str, int] = defaultdict(int)
+    kept = []
+    for example in examples:
+        value = str(example.row[column])
+        if taken[value] < rarest:
+            taken[value] += 1
+            kept.append(example)
+    return kept
+
+
+def fingerprint(examples: Sequence[Example]) -> str:
+    """SHA-256 over ids and rows, in order."""
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(json.dumps([example.id, example.row], sort_keys=True, default=str).encode())
+    return digest.hexdigest()

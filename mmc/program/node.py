@@ -1,0 +1,96 @@
+"""The nodes of a program's graph: a spec's steps with their expressions compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from mmc.program.expression import Expression, compile_value
+from mmc.spec import model
+
+
+@dataclass(frozen=True)
+class CallNode:
+    module: str
+    inputs: Mapping[str, Expression]
+    name: str
+
+
+@dataclass(frozen=True)
+class ToolNode:
+    tool: str
+    arguments: Mapping[str, Expression]
+    name: str
+
+
+@dataclass(frozen=True)
+class SetNode:
+    values: Mapping[str, Expression]
+
+
+@dataclass(frozen=True)
+class IfNode:
+    condition: Expression
+    then: tuple[Node, ...]
+    otherwise: tuple[Node, ...]
+
+
+@dataclass(frozen=True)
+class RepeatNode:
+    times: int
+    until: Expression | None
+    body: tuple[Node, ...]
+
+
+@dataclass(frozen=True)
+class ForNode:
+    name: str
+    items: Expression
+    body: tuple[Node, ...]
+
+
+@dataclass(frozen=True)
+class ParallelNode:
+    branches: tuple[tuple[Node, ...], ...]
+
+
+@dataclass(frozen=True)
+class ReturnNode:
+    values: Mapping[str, Expression]
+
+
+Node = CallNode | ToolNode | SetNode | IfNode | RepeatNode | ForNode | ParallelNode | ReturnNode
+
+
+def _compiled(values: Mapping[str, object]) -> dict[str, Expression]:
+    return {name: compile_value(value) for name, value in values.items()}
+
+
+def make_nodes(steps: Sequence[model.Step], spec: model.Spec) -> tuple[Node, ...]:
+    """The nodes of a list of steps. Raises jinja2.TemplateSyntaxError; :mod:`mmc.program.check` says where."""
+    return tuple(make_node(step, spec) for step in steps)
+
+
+def make_node(step: model.Step, spec: model.Spec) -> Node:
+    """The node of one step."""
+    match step:
+        case model.CallStep():
+            defaults = {name: f"{{{{ {name} }}}}" for name in spec.modules[step.call].inputs}
+            return CallNode(step.call, _compiled({**defaults, **step.with_}), step.as_ or step.call)
+        case model.ToolStep():
+            return ToolNode(step.tool, _compiled(step.with_), step.as_ or step.tool)
+        case model.SetStep():
+            return SetNode(_compiled(step.set))
+        case model.IfStep():
+            return IfNode(compile_value(step.if_), make_nodes(step.steps, spec), make_nodes(step.else_, spec))
+        case model.RepeatStep():
+            until = compile_value(step.until) if step.until is not None else None
+            return RepeatNode(step.repeat, until, make_nodes(step.steps, spec))
+        case model.ForStep():
+            name, items = next(iter(step.for_.items()))
+            return ForNode(name, compile_value(items), make_nodes(step.steps, spec))
+        case model.ParallelStep():
+            return ParallelNode(tuple(make_nodes(branch, spec) for branch in step.parallel))
+        case model.ReturnStep():
+            return ReturnNode(_compiled(step.return_))
+    raise TypeError(type(step).__name__)

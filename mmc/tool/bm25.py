@@ -1,0 +1,62 @@
+"""Full-text search with BM25 (bm25s; k1 = 0.9, b = 0.4, English stemmer and stop words)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mmc.data import read_rows
+from mmc.errors import InvalidError, ToolError
+from mmc.spec.load import LoadedSpec
+from mmc.spec.model import Bm25Tool
+
+
+class Bm25:
+    """Searches one corpus. Equal scores come in the corpus's order."""
+
+    def __init__(self, rows: Sequence[Mapping[str, Any]], fields: Sequence[str], k: int) -> None:
+        import bm25s
+        import Stemmer
+
+        self._rows, self._k = rows, min(k, len(rows))
+        self._stemmer = Stemmer.Stemmer("english")
+        self._index = bm25s.BM25(k1=0.9, b=0.4)
+        texts = [" | ".join(str(row[field]) for field in fields) for row in rows]
+        self._index.index(self._tokens(texts), show_progress=False)
+        self._vocabulary = set(self._index.vocab_dict)
+
+    def _tokens(self, texts: Sequence[str]) -> list[list[str]]:
+        import bm25s
+
+        tokens = bm25s.tokenize(
+            list(texts), stopwords="en", stemmer=self._stemmer, return_ids=False, show_progress=False, allow_empty=False
+        )
+        return list(tokens)
+
+    async def __call__(self, arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The best documents for ``query``, each a row of the corpus plus ``score``; none for a query without known words."""
+        if set(arguments) != {"query"}:
+            raise ToolError(f"bm25 takes one argument, query; it got {sorted(arguments)}")
+        return self.search(str(arguments["query"]))
+
+    def search(self, query: str) -> list[dict[str, Any]]:
+        import numpy as np
+
+        known = [token for token in self._tokens([query])[0] if token in self._vocabulary]
+        if not known:
+            return []
+        scores = self._index.get_scores(known)
+        best = np.argsort(-scores, kind="stable")[: self._k]
+        return [{**self._rows[i], "score": round(float(scores[i]), 4)} for i in best.tolist()]
+
+
+def open_bm25(loaded: LoadedSpec, name: str, config: Bm25Tool, trust: bool) -> Bm25:
+    """The tool of a ``type: bm25`` block."""
+    rows = read_rows(loaded.resolve(config.corpus))
+    if not rows:
+        raise InvalidError([loaded.diagnostic(("tools", name, "corpus"), f"{config.corpus} has no documents")])
+    for field in config.fields:
+        if any(field not in row for row in rows):
+            message = f"not every document of {config.corpus} has a column {field!r}"
+            raise InvalidError([loaded.diagnostic(("tools", name), message, f"the first has: {', '.join(rows[0])}")])
+    return Bm25(rows, config.fields, config.k)
