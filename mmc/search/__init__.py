@@ -1,0 +1,31 @@
+"""Prompt search: puts other text into the slots of a program's templates, and keeps what scores better on dev.
+
+base     what a search is given and gives back
+demos    demonstrations from training examples
+space    what may stand in each slot; candidates
+journal  finished work on disk, so that a search resumes
+verdict  better, or luck
+halving  successive halving
+
+To add a strategy: a file with a function that satisfies :class:`mmc.search.base.Strategy`, its block as a pydantic
+model with an ``algorithm`` of its own beside ``HalvingSearch`` in :mod:`mmc.spec.model`, and an entry in
+``STRATEGIES``. Do every piece of work that costs model calls inside ``Journal.once``, and let ``judge`` decide at the
+end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from mmc.search.base import SearchConfig, SearchJob, SearchResult, Strategy, Trial, TrialReport
+from mmc.search.halving import halving
+
+__all__ = ["STRATEGIES", "SearchConfig", "SearchJob", "SearchResult", "Strategy", "Trial", "TrialReport", "search"]
+
+STRATEGIES: Mapping[str, Strategy] = {"halving": halving}
+"""The ``algorithm`` of a ``compile.prompts`` block -> the strategy."""
+
+
+def search(job: SearchJob) -> SearchResult:
+    """Runs or resumes the search that the job's config names."""
+    return STRATEGIES[job.config.algorithm](job)

@@ -1,0 +1,254 @@
+"""The candidates of a search: what may stand in each slot, drawing combinations, and making programs of them.
+
+Nothing outside a slot is ever changed, and a text that changes what a template expects, or with which the inputs of a
+real call cannot be rendered, is refused.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+from typing import Any
+
+from mmc.engine.base import seed_of
+from mmc.errors import InvalidError, RunFailure
+from mmc.program.graph import Program
+from mmc.prompt import DEMOS, Template, demo_source, demos_source, escape
+from mmc.search.demos import Demo, Found, demo_sets
+
+SETS = 6
+"""Most different demonstration sets a module has."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """What a slot may hold: its own text (None), another one (as it is to read, not yet escaped), or demonstrations."""
+
+    what: str
+    text: str | None = None
+    demos: tuple[Demo, ...] = ()
+
+    @property
+    def keeps(self) -> bool:
+        """Whether the slot's own text stays."""
+        return self.text is None and not self.demos
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One template a module may use, and the options of its slots; the first option of each is what stands there."""
+
+    template: Template
+    slots: Mapping[str, tuple[Option, ...]]
+
+    @property
+    def size(self) -> int:
+        """How many ways there are to fill the slots."""
+        return prod(len(options) for options in self.slots.values())
+
+
+@dataclass(frozen=True)
+class Pick:
+    """The choice for one module: a variant, and for each of its slots an option."""
+
+    module: str
+    variant: int
+    options: tuple[tuple[str, int], ...]
+
+
+Candidate = tuple[Pick, ...]
+"""One pick a module; hashable, so that no combination is tried twice."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """An option or a candidate that cannot be used, and why."""
+
+    what: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Space:
+    """Every candidate: the cross product of all modules' variants and options."""
+
+    program: Program
+    variants: Mapping[str, tuple[Variant, ...]]
+    samples: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def size(self) -> int:
+        """How many candidates there are, the start included."""
+        return prod(sum(variant.size for variant in variants) for variants in self.variants.values())
+
+    @property
+    def start(self) -> Candidate:
+        """The candidate that changes nothing."""
+        return self._candidate(lambda count, *place: 0)
+
+    def draw(self, seed: int) -> Iterator[Candidate]:
+        """All candidates but the start in an order given by ``seed``, early ones balanced over the options.
+
+        Each option of a slot comes once in as many draws as the slot has options, so that few draws see all of them.
+        """
+        seen = {self.start}
+        for i in range(20 * min(self.size, 1000)):
+            if len(seen) == self.size:
+                return
+            candidate = self._candidate(partial(_balanced, seed, i))
+            if candidate not in seen:
+                seen.add(candidate)
+                yield candidate
+        yield from (candidate for candidate in self._all() if candidate not in seen)
+
+    def _candidate(self, choose: Callable[..., int]) -> Candidate:
+        picks = []
+        for module, variants in self.variants.items():
+            number = choose(len(variants), module)
+            slots = variants[number].slots.items()
+            options = tuple((slot, choose(len(options), module, number, slot)) for slot, options in slots)
+            picks.append(Pick(module, number, options))
+        return tuple(picks)
+
+    def _all(self) -> Iterator[Candidate]:
+        return itertools.product(*(list(_picks(module, variants)) for module, variants in self.variants.items()))
+
+    def describe(self, candidate: Candidate) -> str:
+        """The candidate in words: what differs from the start."""
+        words = []
+        for pick in candidate:
+            variant = self.variants[pick.module][pick.variant]
+            changes = [variant.slots[slot][i].what for slot, i in pick.options if i]
+            if pick.variant:
+                changes.insert(0, f"template {variant.template.name}")
+            if changes:
+                words.append(f"{pick.module}: {', '.join(changes)}")
+        return "; ".join(words) or "the start"
+
+    def build(self, candidate: Candidate) -> Program | Refusal:
+        """The candidate's program."""
+        templates = {}
+        for pick in candidate:
+            variant = self.variants[pick.module][pick.variant]
+            chosen = {slot: variant.slots[slot][i] for slot, i in pick.options if i}
+            made = filled(self.program, pick.module, variant.template, chosen, self.samples.get(pick.module))
+            if isinstance(made, str):
+                return Refusal(self.describe(candidate), f"{pick.module}: {made}")
+            templates[pick.module] = made
+        return self.program.with_templates(templates)
+
+
+def _balanced(seed: int, draw: int, count: int, *place: str | int) -> int:
+    """One of ``count`` options for the ``draw``-th time: a fresh permutation of all for each pass through them."""
+    turn, position = divmod(draw, count)
+    return sorted(range(count), key=lambda i: seed_of(seed, "draw", *place, turn, i))[position]
+
+
+def _picks(module: str, variants: Sequence[Variant]) -> Iterator[Pick]:
+    for number, variant in enumerate(variants):
+        for options in itertools.product(*(range(len(o)) for o in variant.slots.values())):
+            yield Pick(module, number, tuple(zip(variant.slots, options, strict=True)))
+
+
+def make_space(program: Program, found: Found, most_demos: int, seed: int) -> tuple[Space, tuple[Refusal, ...]]:
+    """The space of a program, less the options that cannot be used by themselves."""
+    variants, refusals = {}, []
+    for name, module in program.spec.modules.items():
+        demos = [demo for demo in found.demos if demo.module == name]
+        sets = demo_sets(demos, most_demos, SETS, seed_of(seed, name))
+        corner = _Corner(program, name, sets, found.samples.get(name))
+        made = [corner.variant(program.templates[name])]
+        for path in module.alternatives:
+            template = Template.load(program.loaded.resolve(path))
+            problem = corner.problem(template, {})
+            if problem:
+                refusals.append(Refusal(f"{name}: template {template.name}", problem))
+            else:
+                made.append(corner.variant(template))
+        variants[name] = tuple(variant for variant, _ in made)
+        refusals += [refusal for _, refused in made for refusal in refused]
+    return Space(program, variants, found.samples), tuple(refusals)
+
+
+@dataclass(frozen=True)
+class _Corner:
+    """What one module's part of the space is made from."""
+
+    program: Program
+    module: str
+    sets: Sequence[tuple[Demo, ...]]
+    sample: Mapping[str, Any] | None
+
+    def variant(self, template: Template) -> tuple[Variant, list[Refusal]]:
+        """The template with all options that can be used, and those that cannot."""
+        slots, refusals = {}, []
+        for slot in template.slots:
+            usable = []
+            for option in self._options(template, slot):
+                problem = self.problem(template, {slot: option})
+                if problem and not option.keeps:
+                    refusals.append(Refusal(f"{self.module}: {option.what}", problem))
+                else:
+                    usable.append(option)
+            slots[slot] = tuple(usable)
+        return Variant(template, slots), refusals
+
+    def problem(self, template: Template, chosen: Mapping[str, Option]) -> str:
+        made = filled(self.program, self.module, template, chosen, self.sample)
+        return made if isinstance(made, str) else ""
+
+    def _options(self, template: Template, slot: str) -> Iterator[Option]:
+        yield Option(f"{slot} as it is")
+        known = {template.slots[slot].strip()}
+        for text in self.program.spec.modules[self.module].candidates.get(slot, ()):
+            if escape(text).strip() not in known:
+                known.add(escape(text).strip())
+                yield Option(f"{slot} {_short(text)!r}", text)
+        if slot != DEMOS:
+            return
+        if "" not in known:
+            yield Option("no demonstrations", "")
+        for i, demos in enumerate(self.sets, 1):
+            noun = "demonstration" if len(demos) == 1 else "demonstrations"
+            yield Option(f"{len(demos)} {noun} (set {i})", demos=demos)
+
+
+def filled(
+    program: Program, module: str, template: Template, chosen: Mapping[str, Option], sample: Mapping[str, Any] | None
+) -> Template | str:
+    """The template with the chosen options in its slots; or the reason why that cannot be used.
+
+    Demonstrations go in last, so that they look as the rest of the template makes them look. ``sample`` holds inputs of
+    a real call to render with; None when the module was never reached.
+    """
+    made = template
+    try:
+        for slot in sorted(chosen, key=lambda slot: slot == DEMOS):
+            source = _source(program, module, made, chosen[slot])
+            made = made if source is None else made.with_slot(slot, source)
+        if made.variables != template.variables:
+            names = ", ".join(sorted(made.variables ^ template.variables))
+            return f"it changes which inputs the template uses: {names}"
+        if made.slots.keys() != template.slots.keys():
+            return "it changes which slots the template has"
+        if sample is not None:
+            made.render(program.prompt_variables(module, sample))
+    except (InvalidError, RunFailure, ValueError) as error:
+        return " ".join(str(error).split())
+    return made
+
+
+def _source(program: Program, module: str, template: Template, option: Option) -> str | None:
+    """What is written into the slot, as template source; None to keep what is there."""
+    if option.demos:
+        shown = [demo_source(template, program.prompt_variables(module, d.inputs), d.answer) for d in option.demos]
+        return demos_source(shown)
+    return None if option.text is None else escape(option.text)
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= 60 else line[:57] + "..."
