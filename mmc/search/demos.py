@@ -185,7 +185,8 @@ def demo_sets(demos: Sequence[Demo], most: int, count: int, seed: int) -> list[t
 
     The demonstrations of a set have different inputs, and different answers as far as there are any.
     """
-    sizes = [most, most, max(1, most // 2), most, 1, max(1, most // 2)] if most else []
+    half = (most + 1) // 2
+    sizes = [most, most, half, most, 1, half] if most else []
     sets: dict[tuple[str, ...], tuple[Demo, ...]] = {}
     for i in range(count if sizes else 0):
         chosen = _diverse(demos, sizes[i % len(sizes)], seed_of(seed, "set", i))

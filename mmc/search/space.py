@@ -7,11 +7,12 @@ real call cannot be rendered, is refused.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 from mmc.engine.base import seed_of
 from mmc.errors import InvalidError, RunFailure
@@ -21,6 +22,8 @@ from mmc.search.demos import Demo, Found, demo_sets
 
 SETS = 6
 """Most different demonstration sets a module has."""
+OFFERS = 32
+"""Candidates that a draw chooses from."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,13 @@ Candidate = tuple[Pick, ...]
 """One pick a module; hashable, so that no combination is tried twice."""
 
 
+class _Part(NamedTuple):
+    """One option of a candidate; its weight is the number of options it was chosen from."""
+
+    place: tuple[str | int, ...]
+    weight: int
+
+
 @dataclass(frozen=True)
 class Refusal:
     """An option or a candidate that cannot be used, and why."""
@@ -90,19 +100,28 @@ class Space:
         return self._candidate(lambda count, *place: 0)
 
     def draw(self, seed: int) -> Iterator[Candidate]:
-        """All candidates but the start in an order given by ``seed``, early ones balanced over the options.
+        """All candidates but the start, in an order given by ``seed``.
 
-        Each option of a slot comes once in as many draws as the slot has options, so that few draws see all of them.
+        Every next one is, of a few at random, the one whose options have come up least: few draws see all options.
         """
-        seen = {self.start}
-        for i in range(20 * min(self.size, 1000)):
-            if len(seen) == self.size:
-                return
-            candidate = self._candidate(partial(_balanced, seed, i))
-            if candidate not in seen:
-                seen.add(candidate)
-                yield candidate
+        seen, counts = {self.start}, Counter(self._parts(self.start))
+        while True:
+            offers = [self._candidate(partial(_at_random, seed, len(seen), i)) for i in range(OFFERS)]
+            fresh = [candidate for candidate in offers if candidate not in seen]
+            if not fresh:
+                break
+            chosen = min(fresh, key=lambda c: sum(counts[part] * part.weight for part in self._parts(c)))
+            seen.add(chosen)
+            counts.update(self._parts(chosen))
+            yield chosen
         yield from (candidate for candidate in self._all() if candidate not in seen)
+
+    def _parts(self, candidate: Candidate) -> Iterator[_Part]:
+        for pick in candidate:
+            variants = self.variants[pick.module]
+            yield _Part((pick.module, pick.variant), len(variants))
+            for slot, i in pick.options:
+                yield _Part((pick.module, pick.variant, slot, i), len(variants[pick.variant].slots[slot]))
 
     def _candidate(self, choose: Callable[..., int]) -> Candidate:
         picks = []
@@ -141,10 +160,8 @@ class Space:
         return self.program.with_templates(templates)
 
 
-def _balanced(seed: int, draw: int, count: int, *place: str | int) -> int:
-    """One of ``count`` options for the ``draw``-th time: a fresh permutation of all for each pass through them."""
-    turn, position = divmod(draw, count)
-    return sorted(range(count), key=lambda i: seed_of(seed, "draw", *place, turn, i))[position]
+def _at_random(seed: int, draw: int, offer: int, count: int, *place: str | int) -> int:
+    return seed_of(seed, "draw", draw, offer, *place) % count
 
 
 def _picks(module: str, variants: Sequence[Variant]) -> Iterator[Pick]:
