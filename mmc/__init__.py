@@ -1,0 +1,3 @@
+"""mmc: a declarative compiler for multi-module LM programs."""
+
+__version__ = "0.1.0"

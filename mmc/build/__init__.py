@@ -1,0 +1,13 @@
+"""What a compile leaves behind: a folder that runs, serves, compiles again and can be read in git.
+
+folder    assembles it, whole or not at all
+program   the spec's own text with new paths, templates and adapters
+lock      hashes, revisions and versions of everything that went in
+manifest  scores of every stage
+card      the model card of an adapter
+"""
+
+from mmc.build.folder import BuildJob, write_build
+from mmc.build.manifest import Manifest, StageScore
+
+__all__ = ["BuildJob", "Manifest", "StageScore", "write_build"]

@@ -6,7 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
 
@@ -76,6 +76,8 @@ class TrainingJob:
     config: MmGrpo
     seed: int
     folder: Path
+    initial: Mapping[str, Path] = field(default_factory=dict)
+    """Module -> adapter folder to go on from; a fresh adapter where there is none."""
     on_step: Callable[[StepReport], None] = lambda report: None
 
 
@@ -94,7 +96,7 @@ def train(job: TrainingJob) -> TrainingResult:
     engine = _engine(job, names)
     config = job.config
     for name in dict.fromkeys(names.values()):
-        engine.adapters.create(name, options(config.lora), seed_of(job.seed, "adapter", name) % 2**63)
+        _begin(job, engine, name, next(m for m, n in names.items() if n == name))
     program = job.program.with_adapters(names)
     optimizer = _optimizer(engine, names, config)
     done, best = _resume(job, engine, names, optimizer)
@@ -147,7 +149,17 @@ def learning_rate(config: MmGrpo, step: int) -> float:
 def _adapter_names(job: TrainingJob) -> dict[str, str]:
     """Trained module -> name of its adapter."""
     trained = [name for name, module in job.program.spec.modules.items() if module.train]
-    return {name: SHARED if job.config.adapters == "shared" else name for name in trained}
+    shared = job.config.adapters == "shared"
+    return {name: f"{job.folder.name}.{SHARED if shared else name}" for name in trained}
+
+
+def _begin(job: TrainingJob, engine: LocalEngine, name: str, module: str) -> None:
+    """Puts an adapter in place: the one to go on from, or a fresh one."""
+    if module in job.initial:
+        engine.adapters.load(name, job.initial[module])
+    else:
+        seed = seed_of(job.seed, "adapter", name.rpartition(".")[2])
+        engine.adapters.create(name, options(job.config.lora), seed)
 
 
 def _engine(job: TrainingJob, names: Mapping[str, str]) -> LocalEngine:
@@ -201,7 +213,7 @@ def _save_adapters(engine: LocalEngine, names: Mapping[str, str], folder: Path) 
     temporary = folder.with_suffix(".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     for name in dict.fromkeys(names.values()):
-        engine.adapters.save(name, temporary / name)
+        engine.adapters.save(name, temporary / name.rpartition(".")[2])
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
 
@@ -213,9 +225,10 @@ def _result(
     final = job.folder / "final"
     if best is not None:
         for name in dict.fromkeys(names.values()):
-            engine.adapters.load(name, job.folder / "best" / name)
+            engine.adapters.load(name, job.folder / "best" / name.rpartition(".")[2])
     _save_adapters(engine, names, final)
-    return TrainingResult({m: final / n for m, n in names.items()}, program, job.config.steps)
+    folders = {module: final / name.rpartition(".")[2] for module, name in names.items()}
+    return TrainingResult(folders, program, job.config.steps)
 
 
 def _report(

@@ -18,7 +18,8 @@ def import_function(loaded: LoadedSpec, path: KeyPath, name: str, trust: bool) -
         where = loaded.diagnostic(path, f"this spec runs the Python function {name}", "if you trust it, add --trust")
         raise UsageError(where.render())
     module_name, _, function_name = name.partition(":")
-    folder = str(loaded.folder)
+    origin = loaded.spec.origin
+    folder = str((loaded.folder / origin.folder).resolve() if origin is not None else loaded.folder)
     sys.path.insert(0, folder)
     try:
         found: Any = importlib.import_module(module_name)

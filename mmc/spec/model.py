@@ -392,7 +392,9 @@ class Origin(Keys):
     parent: str
     """SHA-256 of the spec it was compiled from."""
     stage: str
-    """The stage that produced it."""
+    """The last stage that changed it."""
+    folder: str
+    """The folder of that spec, relative to this file; Python functions are imported from there."""
 
 
 class Spec(Keys):

@@ -1,0 +1,121 @@
+"""Assembles a build folder beside its place and moves it there when it is whole."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmc.build.card import adapter_card
+from mmc.build.lock import make_lock, sha256_of
+from mmc.build.manifest import Manifest, StageScore, make_manifest
+from mmc.build.program import program_text, template_files
+from mmc.data import Example
+from mmc.program.graph import Program
+
+
+@dataclass(frozen=True)
+class BuildJob:
+    """The program at the end of a compile and everything its build tells about."""
+
+    program: Program
+    adapters: Mapping[str, Path]
+    """Module -> adapter folder; modules that share one name the same folder."""
+    data: Mapping[str, Sequence[Example]]
+    stages: tuple[StageScore, ...]
+    out: Path
+    metrics: tuple[Path, ...] = ()
+    """metrics.jsonl of every weights stage."""
+
+
+def write_build(job: BuildJob) -> Path:
+    """Writes ``out/<name>/v<N>`` with the next free N; gives that folder. Nothing is left when it fails."""
+    home = job.out.resolve() / job.program.spec.name
+    home.mkdir(parents=True, exist_ok=True)
+    numbers = [int(p.name[1:]) for p in home.glob("v*") if p.name[1:].isdigit()]
+    final = home / f"v{max(numbers, default=0) + 1}"
+    temporary = Path(tempfile.mkdtemp(dir=home, prefix=".building-"))
+    try:
+        temporary.chmod(0o755)
+        _fill(job, temporary, final)
+        temporary.rename(final)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return final
+
+
+def _fill(job: BuildJob, folder: Path, final: Path) -> None:
+    names = _adapter_names(job.adapters)
+    hashes = {name: _copy_adapter(job, source, folder / "adapters" / name) for source, name in names.items()}
+    files = template_files(job.program)
+    for needed in files.values():
+        for name, source in needed.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(source, encoding="utf-8")
+    templates = {module: next(iter(needed)) for module, needed in files.items()}
+    adapters = {module: f"adapters/{names[source]}" for module, source in job.adapters.items()}
+    stage = next((s.stage for s in reversed(job.stages) if s.kept), "start")
+    text = program_text(job.program, final, templates, adapters, stage)
+    (folder / "program.yaml").write_text(text, encoding="utf-8")
+    _write_json(folder / "mmc.lock", make_lock(job.program, job.data, hashes))
+    spec = job.program.spec
+    manifest = make_manifest(spec.name, final.name, spec.metric.type if spec.metric else "none", job.stages)
+    _write_json(folder / "manifest.json", manifest.model_dump(mode="json"))
+    _write_report(job, manifest, folder, final)
+
+
+def _write_report(job: BuildJob, manifest: Manifest, folder: Path, final: Path) -> None:
+    from mmc.report import ReportJob, report_html
+
+    originals = {name: job.program.loaded.resolve(m.template) for name, m in job.program.spec.modules.items()}
+    prompts = {
+        name: (originals[name].read_text(encoding="utf-8"), template.source)
+        for name, template in job.program.templates.items()
+    }
+    page = report_html(
+        ReportJob(
+            title=f"{manifest.name} {manifest.version}",
+            build=final,
+            stages=[entry.model_dump() for entry in manifest.stages],
+            prompts=prompts,
+            metrics=[_lines(file) for file in job.metrics],
+            before=_lines(job.stages[0].traces),
+            after=_lines(job.stages[-1].traces),
+        )
+    )
+    (folder / "report.html").write_text(page, encoding="utf-8")
+
+
+def _adapter_names(adapters: Mapping[str, Path]) -> dict[Path, str]:
+    """Adapter folder -> its name in the build: the folder's own, numbered when two have the same."""
+    names: dict[Path, str] = {}
+    for source in adapters.values():
+        if source not in names:
+            name, count = source.name, 2
+            while name in names.values():
+                name, count = f"{source.name}-{count}", count + 1
+            names[source] = name
+    return names
+
+
+def _copy_adapter(job: BuildJob, source: Path, target: Path) -> str:
+    target.mkdir(parents=True)
+    for file in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copyfile(source / file, target / file)
+    config = json.loads((target / "adapter_config.json").read_text(encoding="utf-8"))
+    modules = [module for module, folder in job.adapters.items() if folder == source]
+    card = adapter_card(job.program.spec.name, config.get("base_model_name_or_path") or "unknown", modules, job.stages)
+    (target / "README.md").write_text(card, encoding="utf-8")
+    return sha256_of(target / "adapter_model.safetensors")
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []

@@ -1,0 +1,68 @@
+"""mmc.lock: what exactly went in."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmc.data import Example, fingerprint
+from mmc.program.graph import Program
+from mmc.spec.model import Bm25Tool
+
+PACKAGES = ("mmc", "torch", "transformers", "peft", "tokenizers", "safetensors", "llguidance", "jinja2", "pydantic", "bm25s")
+
+
+def make_lock(program: Program, data: Mapping[str, Sequence[Example]], adapters: Mapping[str, str]) -> dict[str, Any]:
+    """Hashes and revisions. ``adapters``: name -> SHA-256 of its weights."""
+    loaded = program.loaded
+    corpora = {
+        name: sha256_of(loaded.resolve(tool.corpus))
+        for name, tool in loaded.spec.tools.items()
+        if isinstance(tool, Bm25Tool)
+    }
+    return {
+        "lock_version": 1,
+        "spec": loaded.sha256,
+        "seed": loaded.spec.compile.seed,
+        "models": {name: _model(program, name) for name in loaded.spec.models},
+        "templates": {name: template.sha256 for name, template in program.templates.items()},
+        "data": {split: {"sha256": fingerprint(rows), "rows": len(rows)} for split, rows in data.items()},
+        "corpora": corpora,
+        "adapters": dict(adapters),
+        "versions": {"python": platform.python_version(), **_versions()},
+    }
+
+
+def _model(program: Program, name: str) -> dict[str, str]:
+    """Which source was used, and its revision or hash; a model no module uses was not looked for."""
+    from mmc.engine.weights import find
+
+    config = program.spec.models[name]
+    if all(module.model != name for module in program.spec.modules.values()):
+        return {"source": "unused"}
+    sources = [config.source] if isinstance(config.source, str) else config.source
+    weights = find(sources, program.loaded.resolve)
+    return {"source": weights.source, "revision": weights.revision}
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def sha256_of(file: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    found = hashlib.sha256()
+    with file.open("rb") as stream:
+        while chunk := stream.read(1 << 22):
+            found.update(chunk)
+    return found.hexdigest()

@@ -1,0 +1,95 @@
+"""program.yaml: the spec's own text, with the paths, templates and adapters of the build."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from jinja2 import meta
+
+from mmc.program.graph import Program
+from mmc.prompt import Template, environment
+from mmc.spec import rewrite
+from mmc.spec.marks import KeyPath
+from mmc.spec.model import Bm25Tool, EnumType, Spec
+
+
+def template_files(program: Program) -> dict[str, dict[str, str]]:
+    """For every module its template's file in the build, and the source of every file that needs: includes too.
+
+    Templates lie side by side under ``templates/``; one with includes gets a folder of its own.
+    """
+    found = {}
+    for name, template in program.templates.items():
+        included = _includes(template)
+        folder = f"templates/{name}" if included else "templates"
+        own = f"{folder}/{name}.j2" if not included else f"{folder}/{template.path.name}"
+        found[name] = {own: template.source, **{f"{folder}/{key}": text for key, text in included.items()}}
+    return found
+
+
+def _includes(template: Template) -> dict[str, str]:
+    """Source of everything a template includes, by the name it is included under."""
+    found: dict[str, str] = {}
+    waiting = [template.source]
+    while waiting:
+        tree = environment().parse(waiting.pop())
+        for name in meta.find_referenced_templates(tree):
+            if name is not None and name not in found:
+                found[name] = (template.path.parent / name).read_text(encoding="utf-8")
+                waiting.append(found[name])
+    return found
+
+
+def program_text(
+    program: Program, folder: Path, templates: Mapping[str, str], adapters: Mapping[str, str], stage: str
+) -> str:
+    """The text of program.yaml for a build in ``folder``. ``templates`` and ``adapters`` are by module, relative to it."""
+    loaded = program.loaded
+    changes: dict[KeyPath, object] = {}
+    for path, value in _paths(loaded.spec):
+        moved = _moved(value, loaded.folder, folder)
+        if moved != value:
+            changes[path] = moved
+    for module, file in templates.items():
+        changes["modules", module, "template"] = file
+    if adapters:
+        changes["adapters",] = dict(adapters)
+    parent = loaded.spec.origin.folder if loaded.spec.origin is not None else "."
+    code = os.path.relpath((loaded.folder / parent).resolve(), folder)
+    changes["origin",] = {"parent": loaded.sha256, "stage": stage, "folder": code}
+    return rewrite(loaded.text, changes)
+
+
+def _moved(value: str, old: Path, new: Path) -> str:
+    """A relative path so that it still leads to the same place; others as they are."""
+    kind, colon, rest = value.partition(":")
+    if colon and kind == "path":
+        return f"path:{_moved(rest, old, new)}"
+    if re.match(r"^([a-z]+:|/|~|\$\{)", value):
+        return value
+    return os.path.relpath((old / value).resolve(), new)
+
+
+def _paths(spec: Spec) -> Iterator[tuple[KeyPath, str]]:
+    """Every value of a spec that may be a relative path, with where it stands."""
+    for name, model in spec.models.items():
+        if isinstance(model.source, str):
+            yield ("models", name, "source"), model.source
+        else:
+            for i, source in enumerate(model.source):
+                yield ("models", name, "source", i), source
+    for name, tool in spec.tools.items():
+        if isinstance(tool, Bm25Tool):
+            yield ("tools", name, "corpus"), tool.corpus
+    for name, module in spec.modules.items():
+        for i, alternative in enumerate(module.alternatives):
+            yield ("modules", name, "alternatives", i), alternative
+        for output, declared in module.outputs.items():
+            if isinstance(declared, EnumType) and isinstance(declared.enum, str) and "{{" not in declared.enum:
+                yield ("modules", name, "outputs", output, "enum"), declared.enum
+    if spec.data is not None:
+        for split in ("train", "dev", "test"):
+            yield ("data", split, "file"), getattr(spec.data, split).file

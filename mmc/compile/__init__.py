@@ -1,0 +1,13 @@
+"""The pipeline: start -> stages -> build; every finished piece is kept, so an interrupted compile goes on where it was.
+
+record    run folders: inputs, results, the lock
+state     the program between two stages, and its scores
+stages    what a strategy is made of
+pipeline  the order of things
+progress  what is told meanwhile
+"""
+
+from mmc.compile.pipeline import CompileJob, CompileResult, compile_spec
+from mmc.compile.progress import Progress, Silent
+
+__all__ = ["CompileJob", "CompileResult", "Progress", "Silent", "compile_spec"]

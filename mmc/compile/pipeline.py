@@ -1,0 +1,170 @@
+"""From a checked spec to a build folder."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mmc.build import BuildJob, StageScore, write_build
+from mmc.compile.progress import Progress, Silent
+from mmc.compile.record import digest, locked, open_stage, read_json, write_json
+from mmc.compile.stages import STAGES, with_adapters
+from mmc.compile.state import Context, State, score
+from mmc.data import load_split
+from mmc.engine import open_engines
+from mmc.errors import InvalidError
+from mmc.metric import paired
+from mmc.program.graph import Program
+from mmc.spec.load import LoadedSpec
+
+SPLITS = ("train", "dev", "test")
+
+
+@dataclass(frozen=True)
+class CompileJob:
+    """What to compile and where: builds go below ``out``, what is needed to resume below ``runs``."""
+
+    loaded: LoadedSpec
+    out: Path = Path("build")
+    runs: Path = Path(".mmc/runs")
+    trust: bool = False
+    progress: Progress = field(default_factory=Silent)
+
+
+@dataclass(frozen=True)
+class CompileResult:
+    """The build folder and the held-out scores of every stage, the start first."""
+
+    build: Path
+    stages: tuple[StageScore, ...]
+
+
+def compile_spec(job: CompileJob) -> CompileResult:
+    """Compiles a spec. Raises InvalidError and EnvironmentProblem before anything is spent where that is possible."""
+    loaded = job.loaded
+    if loaded.spec.data is None or loaded.spec.metric is None:
+        raise InvalidError([loaded.diagnostic((), "compiling needs `data` and `metric`", "add both to the spec")])
+    program = Program.build(loaded, job.trust)
+    data = {split: load_split(loaded, split) for split in SPLITS}
+    folder = run_folder(job)
+    with locked(folder):
+        job.progress.say(f"run folder: {folder} (an interrupted compile goes on from there)")
+        job.progress.begin("loading the model", 1)
+        context = Context(open_engines(loaded), data, loaded.spec.compile.seed, folder, job.progress)
+        job.progress.advance(1)
+        first = _first_state(context, program)
+        try:
+            state, stages = _run_stages(context, first)
+        finally:
+            for engine in context.engines.values():
+                engine.close()
+        build = _build(job, context, state, stages)
+    return CompileResult(build, tuple(stages))
+
+
+def run_folder(job: CompileJob) -> Path:
+    """The same for the same spec file and output folder, so that a second call finds what the first one left."""
+    place = digest([str(job.loaded.path), str(job.out.resolve())])[:8]
+    return (job.runs / f"{job.loaded.spec.name}-{place}").resolve()
+
+
+def _first_state(context: Context, program: Program) -> State:
+    """The start. A build that is compiled again starts from its adapters."""
+    folders = {m: program.loaded.resolve(path) for m, path in program.spec.adapters.items() if m in program.spec.modules}
+    return with_adapters(context, State(program), folders) if folders else State(program)
+
+
+def _run_stages(context: Context, start: State) -> tuple[State, list[StageScore]]:
+    compile_ = start.program.spec.compile
+    state, stages = start, [_scored(context, start, "start", "the spec as it is", kept=True)]
+    seen: Counter[str] = Counter()
+    for number, name in enumerate(compile_.strategy, 1):
+        seen[name] += 1
+        label = name if seen[name] == 1 else f"{name}.{seen[name]}"
+        folder = context.folder / f"{number}-{name}"
+        began = time.perf_counter()
+        _open(context, state, name, folder)
+        after, note = STAGES[name](context, state, folder)
+        kept, verdict = _gate(context, state, after, label) if compile_.gate else (True, "")
+        state = after if kept else state
+        text = "; ".join(part for part in (note, verdict) if part)
+        seconds = _seconds(folder, time.perf_counter() - began)
+        stages.append(_scored(context, state, label, text, kept, seconds))
+    return state, stages
+
+
+def _open(context: Context, state: State, name: str, folder: Path) -> None:
+    """Makes the stage's folder ready; says which inputs changed since it was last used."""
+    spec = state.program.spec
+    config = getattr(spec.compile, name).model_dump(mode="json")
+    inputs = {
+        "state": state.fingerprint(),
+        "data": context.data_fingerprint("train", "dev"),
+        "seed": context.seed,
+        "compile": {name: config},
+    }
+    changed = open_stage(folder, inputs)
+    if changed:
+        listed = ", ".join(changed[:6]) + (", ..." if len(changed) > 6 else "")
+        context.progress.say(f"{name}: starting over, because this changed: {listed}")
+
+
+def _gate(context: Context, before: State, after: State, label: str) -> tuple[bool, str]:
+    """Whether the stage stays: not when dev got worse."""
+    if after.fingerprint() == before.fingerprint():
+        return True, ""
+    old = score(context, before, "dev", f"before {label}")
+    new = score(context, after, "dev", f"after {label}")
+    difference = paired(old.scores, new.scores)
+    change = f"dev {difference.mean:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
+    if difference.mean < 0:
+        context.progress.say(f"{label}: rolled back, {change}")
+        return False, f"rolled back: {change}"
+    return True, change
+
+
+def _scored(
+    context: Context, state: State, label: str, note: str, kept: bool, seconds: float = 0.0
+) -> StageScore:
+    found = score(context, state, "test", label)
+    interval = found.interval
+    context.progress.say(f"{label}: test {interval}" + ("" if kept else " (rolled back)"))
+    return StageScore(
+        stage=label,
+        split="test",
+        score=interval.mean,
+        low=interval.low,
+        high=interval.high,
+        n=interval.n,
+        scores=found.scores,
+        kept=kept,
+        note=note,
+        seconds=round(seconds + found.seconds, 1),
+        tokens=found.tokens,
+        failures=dict(found.failures),
+        traces=found.traces,
+    )
+
+
+def _seconds(folder: Path, spent: float) -> float:
+    """Seconds a stage took when it was really run, not when its result was read again."""
+    known = read_json(folder / "seconds.json")
+    if known is None:
+        write_json(folder / "seconds.json", known := round(spent, 1))
+    return float(known)
+
+
+def _build(job: CompileJob, context: Context, state: State, stages: list[StageScore]) -> Path:
+    metrics = sorted(context.folder.glob("*-weights/training/metrics.jsonl"))
+    return write_build(
+        BuildJob(
+            program=state.program,
+            adapters=state.adapters,
+            data=context.data,
+            stages=tuple(stages),
+            out=job.out,
+            metrics=tuple(metrics),
+        )
+    )

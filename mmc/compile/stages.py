@@ -1,0 +1,97 @@
+"""The stages a strategy is made of. To add one: a function that satisfies ``Stage``, and an entry in ``STAGES``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mmc.compile.record import read_json, write_json
+from mmc.compile.state import Context, State
+from mmc.errors import EnvironmentProblem
+from mmc.prompt import Template
+from mmc.search import SearchJob, TrialReport, search
+
+Stage = Callable[[Context, State, Path], tuple[State, str]]
+"""(what the compile shares, the program so far, the stage's folder) -> the program after it, the outcome in a sentence.
+A stage resumes from its folder and leaves its result there."""
+
+
+def prompts(context: Context, state: State, folder: Path) -> tuple[State, str]:
+    """Prompt search: edits slots."""
+    found = read_json(folder / "result.json")
+    if found is None:
+        context.progress.begin("prompt search", 1)
+
+        def on_trial(report: TrialReport) -> None:
+            context.progress.begin("prompt search", report.trials)
+            context.progress.advance(report.trial, f"round {report.round}: {report.what} {report.score.mean:.3f}")
+
+        result = search(
+            SearchJob(
+                program=state.program,
+                engines=context.engines,
+                train=context.data["train"],
+                dev=context.data["dev"],
+                config=state.program.spec.compile.prompts,
+                seed=context.seed,
+                folder=folder / "search",
+                on_trial=on_trial,
+            )
+        )
+        templates = {
+            name: {"path": str(t.path), "source": t.source} for name, t in result.program.templates.items()
+        }
+        found = {"note": result.note, "replaced": result.replaced, "templates": templates}
+        write_json(folder / "result.json", found)
+    chosen = {name: Template(Path(t["path"]), t["source"]) for name, t in found["templates"].items()}
+    return State(state.program.with_templates(chosen), state.adapters), found["note"]
+
+
+def weights(context: Context, state: State, folder: Path) -> tuple[State, str]:
+    """mmGRPO: trains adapters."""
+    try:
+        from mmc.mmgrpo.train import StepReport, TrainingJob, train
+    except ImportError as error:
+        raise EnvironmentProblem(f"training needs {error.name}: pip install 'mmc[local]'") from error
+    found = read_json(folder / "result.json")
+    if found is None:
+        context.progress.begin("mmGRPO", state.program.spec.compile.weights.steps)
+
+        def on_step(report: StepReport) -> None:
+            detail = f"reward {report.reward:.3f}, groups with spread {report.useful:.0%}"
+            context.progress.advance(report.step, detail)
+
+        result = train(
+            TrainingJob(
+                program=state.program,
+                engines=context.engines,
+                train=context.data["train"],
+                dev=context.data["dev"],
+                config=state.program.spec.compile.weights,
+                seed=context.seed,
+                folder=folder / "training",
+                initial=state.adapters,
+                on_step=on_step,
+            )
+        )
+        steps = state.program.spec.compile.weights.steps
+        found = {
+            "note": f"{steps} steps of mmGRPO",
+            "adapters": {module: str(path.relative_to(folder)) for module, path in result.adapters.items()},
+        }
+        write_json(folder / "result.json", found)
+    return with_adapters(context, state, {m: folder / path for m, path in found["adapters"].items()}), found["note"]
+
+
+def with_adapters(context: Context, state: State, folders: Mapping[str, Path]) -> State:
+    """The program with the adapters in ``folders`` loaded, each under its folder's name."""
+    for module, folder in folders.items():
+        engine: Any = context.engines[state.program.spec.modules[module].model]
+        engine.adapters.load(str(folder), folder)
+    names: dict[str, str | None] = {module: str(folder) for module, folder in folders.items()}
+    return State(state.program.with_adapters(names), {**state.adapters, **folders})
+
+
+STAGES: Mapping[str, Stage] = {"prompts": prompts, "weights": weights}
+"""Name in ``compile.strategy`` -> stage."""

@@ -1,0 +1,142 @@
+"""The program between two stages, and its scores."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mmc
+from mmc.compile.progress import Progress
+from mmc.compile.record import digest, read_json, write_json
+from mmc.data import Example, fingerprint
+from mmc.engine.base import Engine
+from mmc.metric import Interval, interval
+from mmc.program.evaluate import evaluate
+from mmc.program.graph import Program
+from mmc.program.run import RunSettings
+from mmc.program.trajectory import Trajectory
+
+
+@dataclass(frozen=True)
+class State:
+    """A program and the adapters it runs with: module -> folder in PEFT format."""
+
+    program: Program
+    adapters: Mapping[str, Path] = field(default_factory=dict)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What its behaviour depends on."""
+        spec = self.program.spec.model_dump(mode="json", by_alias=True)
+        core = {key: spec[key] for key in ("models", "tools", "modules", "program", "metric")}
+        return {
+            "mmc": mmc.__version__,
+            **core,
+            "templates": {name: t.sha256 for name, t in self.program.templates.items()},
+            "adapters": {module: _folder_digest(folder) for module, folder in self.adapters.items()},
+        }
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every stage of one compile shares."""
+
+    engines: Mapping[str, Engine]
+    data: Mapping[str, Sequence[Example]]
+    seed: int
+    folder: Path
+    progress: Progress
+
+    def data_fingerprint(self, *splits: str) -> dict[str, str]:
+        return {split: fingerprint(self.data[split]) for split in splits}
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A program's scores on one split."""
+
+    scores: tuple[float, ...]
+    failures: Mapping[str, int]
+    tokens: int
+    seconds: float
+    traces: Path
+
+    @property
+    def interval(self) -> Interval:
+        return interval(self.scores)
+
+
+def score(context: Context, state: State, split: str, what: str) -> Scored:
+    """Greedy scores on a split; kept, so that the same program on the same examples is scored once."""
+    inputs = {"state": state.fingerprint(), "data": context.data_fingerprint(split)}
+    folder = context.folder / "scores"
+    name = digest(inputs)[:24]
+    found = read_json(folder / f"{name}.json")
+    if found is None:
+        found = _evaluate(context, state, split, (folder, name), what)
+    return Scored(tuple(found["scores"]), found["failures"], found["tokens"], found["seconds"], folder / f"{name}.jsonl")
+
+
+def _evaluate(context: Context, state: State, split: str, place: tuple[Path, str], what: str) -> dict[str, Any]:
+    import time
+
+    examples, start, done = context.data[split], time.perf_counter(), 0
+    context.progress.begin(f"{what}: scoring {split}", len(examples))
+
+    def on_done(trajectory: Trajectory) -> None:
+        nonlocal done
+        done += 1
+        context.progress.advance(done)
+
+    settings = RunSettings(stage="eval", step=0, seed=context.seed, temperature=0.0)
+    result = evaluate(state.program, context.engines, examples, settings, on_done)
+    folder, name = place
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = (json.dumps(trace(t), ensure_ascii=False, default=str) + "\n" for t in result.trajectories)
+    (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    calls = [call.completion for t in result.trajectories for call in t.calls]
+    found = {
+        "split": split,
+        "scores": result.scores,
+        "failures": result.failures,
+        "tokens": sum(c.prompt_tokens + c.completion_tokens for c in calls),
+        "seconds": round(time.perf_counter() - start, 3),
+    }
+    write_json(folder / f"{name}.json", found)
+    return found
+
+
+def trace(trajectory: Trajectory) -> dict[str, Any]:
+    """A trajectory as plain data, for people to read."""
+    return {
+        "example": trajectory.example_id,
+        "rollout": trajectory.rollout,
+        "reward": trajectory.reward,
+        "ending": trajectory.ending,
+        "error": trajectory.error,
+        "outputs": trajectory.outputs,
+        "calls": [
+            {
+                "module": call.module,
+                "index": call.index,
+                "messages": [{"role": m.role, "content": m.content} for m in call.messages],
+                "completion": call.completion.text,
+                "finish": call.completion.finish,
+                "outputs": call.outputs,
+                "error": call.error,
+            }
+            for call in trajectory.calls
+        ],
+        "tools": [{"tool": t.tool, "inputs": t.inputs, "result": t.result, "error": t.error} for t in trajectory.tools],
+    }
+
+
+def _folder_digest(folder: Path) -> str:
+    found = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        found.update(file.name.encode())
+        found.update(file.read_bytes())
+    return found.hexdigest()
