@@ -75,7 +75,7 @@ class InvalidError(MmcError, ValueError):
 
 
 class EnvironmentProblem(MmcError, RuntimeError):
-    """This machine lacks something: an extra, a key, a model, a file."""
+    """The machine lacks something: an extra, a key, a model, a file."""
 
     exit_code = 4
 

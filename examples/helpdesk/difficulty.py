@@ -28,16 +28,15 @@ def share(found: Callable[[str], Sequence[str]], questions: Sequence[Row]) -> fl
 def main() -> None:
     articles, train, test = rows("articles.jsonl"), rows("train.jsonl"), rows("test.jsonl")
     for k in (1, 3, 5, 8):
-        index = Bm25(articles, ["title", "text"], k)
-        print(f"BM25 on the raw question, right article in the top {k}: {share(lambda q: ids(index, q), test):.3f}")
+        found = searcher(Bm25(articles, ["title", "text"], k), "id")
+        print(f"BM25 on the raw question, right article in the top {k}: {share(found, test):.3f}")
     neighbours = Bm25(train, ["question"], 1)
-    nearest = share(lambda q: [hit["article"] for hit in neighbours.search(q)], test)
-    print(f"article of the nearest training question: {nearest:.3f}")
+    print(f"article of the nearest training question: {share(searcher(neighbours, 'article'), test):.3f}")
     print(f"any one article: {1 / len(articles):.3f}")
 
 
-def ids(index: Bm25, question: str) -> list[str]:
-    return [hit["id"] for hit in index.search(question)]
+def searcher(index: Bm25, column: str) -> Callable[[str], list[str]]:
+    return lambda question: [hit[column] for hit in index.search(question)]
 
 
 if __name__ == "__main__":

@@ -13,7 +13,18 @@ from mmc.data import Example, fingerprint
 from mmc.program.graph import Program
 from mmc.spec.model import Bm25Tool
 
-PACKAGES = ("mmc", "torch", "transformers", "peft", "tokenizers", "safetensors", "llguidance", "jinja2", "pydantic", "bm25s")
+PACKAGES = (
+    "mmc",
+    "torch",
+    "transformers",
+    "peft",
+    "tokenizers",
+    "safetensors",
+    "llguidance",
+    "jinja2",
+    "pydantic",
+    "bm25s",
+)
 
 
 def make_lock(program: Program, data: Mapping[str, Sequence[Example]], adapters: Mapping[str, str]) -> dict[str, Any]:

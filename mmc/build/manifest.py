@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from mmc.metric import paired
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Literal[1] = 1
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,58 @@
+"""The command line: one file a command; each parses, calls one library function and prints.
+
+Results go to stdout, progress and messages to stderr. Exit codes: 0 done, 1 unexpected, 2 wrong command line, 3 spec, template, data
+or build is invalid, 4 environment, 5 stopped by a limit, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import NoReturn
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Runs one command and exits."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: list[str]) -> int:
+    """Runs one command; gives its exit code. The one place where errors become messages."""
+    import click
+    import typer
+
+    from mmc.cli.app import app
+    from mmc.cli.crash import write_crash_log
+    from mmc.errors import MmcError
+
+    try:
+        typer.main.get_command(app).main(args=arguments, prog_name="mmc", standalone_mode=False)
+        return 0
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        return _interrupted(arguments)
+    except click.ClickException as error:
+        error.show(file=sys.stderr)
+        return 2
+    except MmcError as error:
+        print(_worded(error), file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        return 0
+    except Exception as error:  # the command line: nobody shall see a traceback
+        log = write_crash_log(error, arguments)
+        print(f"error: this is a bug in mmc: {type(error).__name__}: {error}", file=sys.stderr)
+        print(f"the details are in {log}; please send them with your report", file=sys.stderr)
+        return 1
+
+
+def _worded(error: Exception) -> str:
+    text = str(error)
+    return text if "error: " in text.splitlines()[0] else f"error: {text}"
+
+
+def _interrupted(arguments: list[str]) -> int:
+    print("\ninterrupted", file=sys.stderr)
+    if arguments[:1] == ["compile"]:
+        print(f"everything finished so far is kept; go on with: mmc {' '.join(arguments)}", file=sys.stderr)
+    return 130

@@ -12,14 +12,14 @@ from mmc.compile.progress import Progress, Silent
 from mmc.compile.record import digest, locked, open_stage, read_json, write_json
 from mmc.compile.stages import STAGES, with_adapters
 from mmc.compile.state import Context, State, score
-from mmc.data import load_split
+from mmc.data import SplitName, load_split
 from mmc.engine import open_engines
 from mmc.errors import InvalidError
 from mmc.metric import paired
 from mmc.program.graph import Program
 from mmc.spec.load import LoadedSpec
 
-SPLITS = ("train", "dev", "test")
+SPLITS: tuple[SplitName, ...] = ("train", "dev", "test")
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,9 @@ def run_folder(job: CompileJob) -> Path:
 
 def _first_state(context: Context, program: Program) -> State:
     """The start. A build that is compiled again starts from its adapters."""
-    folders = {m: program.loaded.resolve(path) for m, path in program.spec.adapters.items() if m in program.spec.modules}
+    folders = {
+        m: program.loaded.resolve(path) for m, path in program.spec.adapters.items() if m in program.spec.modules
+    }
     return with_adapters(context, State(program), folders) if folders else State(program)
 
 
@@ -125,9 +127,7 @@ def _gate(context: Context, before: State, after: State, label: str) -> tuple[bo
     return True, change
 
 
-def _scored(
-    context: Context, state: State, label: str, note: str, kept: bool, seconds: float = 0.0
-) -> StageScore:
+def _scored(context: Context, state: State, label: str, note: str, kept: bool, seconds: float = 0.0) -> StageScore:
     found = score(context, state, "test", label)
     interval = found.interval
     context.progress.say(f"{label}: test {interval}" + ("" if kept else " (rolled back)"))

@@ -39,9 +39,7 @@ def prompts(context: Context, state: State, folder: Path) -> tuple[State, str]:
                 on_trial=on_trial,
             )
         )
-        templates = {
-            name: {"path": str(t.path), "source": t.source} for name, t in result.program.templates.items()
-        }
+        templates = {name: {"path": str(t.path), "source": t.source} for name, t in result.program.templates.items()}
         found = {"note": result.note, "replaced": result.replaced, "templates": templates}
         write_json(folder / "result.json", found)
     chosen = {name: Template(Path(t["path"]), t["source"]) for name, t in found["templates"].items()}

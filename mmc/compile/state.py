@@ -77,7 +77,9 @@ def score(context: Context, state: State, split: str, what: str) -> Scored:
     found = read_json(folder / f"{name}.json")
     if found is None:
         found = _evaluate(context, state, split, (folder, name), what)
-    return Scored(tuple(found["scores"]), found["failures"], found["tokens"], found["seconds"], folder / f"{name}.jsonl")
+    return Scored(
+        tuple(found["scores"]), found["failures"], found["tokens"], found["seconds"], folder / f"{name}.jsonl"
+    )
 
 
 def _evaluate(context: Context, state: State, split: str, place: tuple[Path, str], what: str) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -76,4 +75,4 @@ def trim_metrics(file: Path, step: int) -> None:
             continue
     temporary = file.with_suffix(".tmp")
     temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, file)
+    temporary.replace(file)

@@ -232,7 +232,7 @@ class _Checker:
 
     def data(self) -> None:
         spec = self.spec
-        gold = {part for part in _metric_fields(spec.metric, "gold")}
+        gold = set(_metric_fields(spec.metric, "gold"))
         outputs = {*spec.program.outputs, *(n for names in _returns(spec.program.steps) for n in names)}
         for name, path in _metric_fields(spec.metric, "predicted").items():
             if name not in outputs:
@@ -244,7 +244,9 @@ class _Checker:
             self._split(split, getattr(spec.data, split), gold)
         for name, tool in spec.tools.items():
             if isinstance(tool, model.Bm25Tool):
-                self._rows(("tools", name, "corpus"), tool.corpus, dict.fromkeys(tool.fields, ("tools", name, "fields")))
+                self._rows(
+                    ("tools", name, "corpus"), tool.corpus, dict.fromkeys(tool.fields, ("tools", name, "fields"))
+                )
 
     def _split(self, split: str, source: model.DataSource, gold: Iterable[str]) -> None:
         path: KeyPath = ("data", split)

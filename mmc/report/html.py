@@ -32,7 +32,10 @@ class ReportJob:
 def report_html(job: ReportJob) -> str:
     """The page. All text is escaped."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("mmc.report", "."), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+        loader=jinja2.PackageLoader("mmc.report", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
     )
     start = {row["example"]: row for row in job.before}
     changed = [(start[row["example"]], row) for row in job.after if row["example"] in start]

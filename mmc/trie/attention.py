@@ -85,7 +85,7 @@ def trie_attention(
     layout: Layout = options["trie"]
     if layout.store is not None:
         key, value = layout.store.extend(module.layer_idx, key, value)  # type: ignore[arg-type]
-    _, heads, rows, width = query.shape
+    _, heads, _, width = query.shape
     groups = heads // key.shape[1]
     scale = options.get("scaling")
     attend = _softcapped(options["softcap"]) if options.get("softcap") else scaled_dot_product_attention

@@ -130,7 +130,11 @@ def test_adapters_are_switched_saved_and_loaded(engine: LocalEngine, tmp_path: P
     assert changed.ids_T != plain.ids_T
     engine.adapters.save("one", tmp_path / "one")
     engine.adapters.load("two", tmp_path / "one")
-    mixed = [ask("hello", 0, adapter="two", **greedy), ask("hello", 1, **greedy), ask("hello", 2, adapter="one", **greedy)]
+    mixed = [
+        ask("hello", 0, adapter="two", **greedy),
+        ask("hello", 1, **greedy),
+        ask("hello", 2, adapter="one", **greedy),
+    ]
     assert [c.ids_T for c in complete(engine, mixed)] == [changed.ids_T, plain.ids_T, changed.ids_T]
 
 

@@ -10,7 +10,9 @@ from mmc.mmgrpo.group import Rewards, call_rewards, form_groups
 from mmc.program.trajectory import Call, Ending, Trajectory
 
 
-def trajectory(modules: Sequence[str], reward: float, ending: Ending = "done", example: str = "e", rollout: int = 0) -> Trajectory:
+def trajectory(
+    modules: Sequence[str], reward: float, ending: Ending = "done", example: str = "e", rollout: int = 0
+) -> Trajectory:
     counts: dict[str, int] = {}
     calls = []
     for i, module in enumerate(modules):
@@ -48,7 +50,11 @@ def test_one_interrupted_run_leaves_the_others_in_their_group() -> None:
     assert groups == {("a", 0): [1.0, -1.0, 0.0], ("b", 0): [1.0, 0.0]}
 
 
-@given(st.lists(st.tuples(st.lists(st.sampled_from("abc"), max_size=6), st.floats(0, 1), st.sampled_from("xyz")), max_size=12))
+@given(
+    st.lists(
+        st.tuples(st.lists(st.sampled_from("abc"), max_size=6), st.floats(0, 1), st.sampled_from("xyz")), max_size=12
+    )
+)
 def test_every_call_is_in_exactly_one_group(drawn: list[tuple[list[str], float, str]]) -> None:
     runs = [trajectory(modules, reward, example=example) for modules, reward, example in drawn]
     groups = form_groups(runs, {"a", "b", "c"}, Rewards())

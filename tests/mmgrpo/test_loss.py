@@ -58,7 +58,9 @@ def example(seed: int) -> list[list[list[tuple[float, float, float, float]]]]:
     return groups
 
 
-def ours(name: LossName, groups: list[list[list[tuple[float, float, float, float]]]], logprobs: torch.Tensor) -> torch.Tensor:
+def ours(
+    name: LossName, groups: list[list[list[tuple[float, float, float, float]]]], logprobs: torch.Tensor
+) -> torch.Tensor:
     members = [(group, member) for group in groups for member in group]
     weights = token_weights([CallSize(len(m), 16, len(g)) for g, m in members], len(groups), name)
     flat = torch.tensor([token for _, member in members for token in member])

@@ -1,0 +1,45 @@
+"""The typer application and its commands."""
+
+from __future__ import annotations
+
+import typer
+
+import mmc
+from mmc.cli.check import check_command
+from mmc.cli.compile import compile_command
+from mmc.cli.eval import eval_command
+from mmc.cli.graph import graph_command
+from mmc.cli.render import render_command
+from mmc.cli.run import run_command
+from mmc.cli.schema import schema_command
+
+app = typer.Typer(
+    name="mmc",
+    help="Compile multi-module LM programs: prompts searched, weights trained, one readable build.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _version(shown: bool) -> None:
+    if shown:
+        print(f"mmc {mmc.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    """Compile multi-module LM programs: prompts searched, weights trained, one readable build."""
+
+
+app.command("check")(check_command)
+app.command("render")(render_command)
+app.command("graph")(graph_command)
+app.command("run")(run_command)
+app.command("eval")(eval_command)
+app.command("compile")(compile_command)
+app.command("schema")(schema_command)

@@ -1,0 +1,49 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mmc.errors import UsageError
+from mmc.spec.marks import parse
+
+if TYPE_CHECKING:
+    from mmc.data import SplitName
+
+SpecArgument = Annotated[Path, typer.Argument(metavar="SPEC", help="A spec file, or a build folder.")]
+SetOption = Annotated[
+    list[str], typer.Option("--set", metavar="A.B=VALUE", help="Override a key of the spec; may be repeated.")
+]
+TrustOption = Annotated[bool, typer.Option("--trust", help="Allow the spec's Python functions to run.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
+InputOption = Annotated[
+    list[str], typer.Option("--input", "-i", metavar="NAME=VALUE", help="An input; values are read as YAML.")
+]
+
+
+def read_inputs(pairs: list[str], texts: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """``name=value`` pairs as data. Inputs named in ``texts`` are taken as they are. Raises UsageError."""
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, sign, value = pair.partition("=")
+        if not sign:
+            raise UsageError(f"--input {pair}: write it as NAME=VALUE")
+        found[name] = value if name in texts else parse(f"value: {value or '~'}", f"--input {name}").data["value"]
+    return found
+
+
+def split_name(text: str) -> SplitName:
+    """The name of a split. Raises UsageError."""
+    match text:
+        case "train" | "dev" | "test":
+            return text
+    raise UsageError(f"--split {text}: there are train, dev and test")
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout."""
+    print(json.dumps(value, ensure_ascii=False, default=str))

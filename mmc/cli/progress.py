@@ -1,0 +1,119 @@
+"""Progress on stderr: a live bar on a terminal, plain lines otherwise."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+
+PLAIN_SECONDS = 5.0
+"""At most one plain line in this time, but for the last one of a piece of work."""
+
+
+class PlainProgress:
+    """Lines such as ``mmGRPO 12/40 (30%), 0.21/s, 2m10s left: reward 0.412``."""
+
+    def __init__(self) -> None:
+        self._what, self._total, self._start, self._last = "", 0, 0.0, 0.0
+        self._begun_at: int | None = None
+
+    def __enter__(self) -> PlainProgress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def begin(self, what: str, total: int) -> None:
+        if (what, total) == (self._what, self._total):
+            return
+        self._what, self._total, self._begun_at = what, total, None
+        self._start, self._last = time.monotonic(), 0.0
+        print(f"{what} ...", file=sys.stderr, flush=True)
+
+    def advance(self, done: int, detail: str = "") -> None:
+        now = time.monotonic()
+        # A resumed piece of work does not begin at 0: what was there already tells nothing of the rate.
+        self._begun_at = done - 1 if self._begun_at is None else self._begun_at
+        if done < self._total and now - self._last < PLAIN_SECONDS:
+            return
+        self._last = now
+        rate = (done - self._begun_at) / max(now - self._start, 1e-9)
+        left = (
+            f", {duration((self._total - done) / rate)} left"
+            if done < self._total
+            else f" in {duration(now - self._start)}"
+        )
+        share = f" ({done / self._total:.0%})" if self._total > 1 else ""
+        line = f"{self._what} {done}/{self._total}{share}, {rate:.2g}/s{left}" + (f": {detail}" if detail else "")
+        print(line, file=sys.stderr, flush=True)
+
+    def say(self, line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+
+class LiveProgress:
+    """A rich progress bar with rate and time left."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        self._bars: RichProgress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[detail]}"),
+            console=Console(stderr=True),
+        )
+        self._task, self._what = None, ("", 0)
+
+    def __enter__(self) -> LiveProgress:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def begin(self, what: str, total: int) -> None:
+        if (what, total) != self._what:
+            self._what = (what, total)
+            self._task = self._bars.add_task(what, total=total, detail="")  # type: ignore[assignment]
+
+    def advance(self, done: int, detail: str = "") -> None:
+        if self._task is not None:
+            self._bars.update(self._task, completed=done, detail=detail[:60])
+
+    def say(self, line: str) -> None:
+        self._bars.console.print(line, highlight=False, markup=False)
+
+
+def make_progress() -> PlainProgress | LiveProgress:
+    """The live bar when stderr is a terminal, plain lines otherwise."""
+    return LiveProgress() if sys.stderr.isatty() else PlainProgress()
+
+
+def duration(seconds: float) -> str:
+    """Such as 45s, 2m10s, 1h05m."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes}m{rest:02d}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"
