@@ -1,7 +1,7 @@
 """The command line: one file a command; each parses, calls one library function and prints.
 
-Results go to stdout, progress and messages to stderr. Exit codes: 0 done, 1 unexpected, 2 wrong command line, 3 spec, template, data
-or build is invalid, 4 environment, 5 stopped by a limit, 130 interrupted.
+Results go to stdout, progress and messages to stderr. Exit codes: 0 done, 1 unexpected, 2 wrong command line, 3 spec, template,
+data or build is invalid, 4 environment, 5 stopped by a limit, 130 interrupted.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from mmc.compile.progress import Progress, Silent
 from mmc.compile.record import digest, locked, open_stage, read_json, write_json
 from mmc.compile.stages import STAGES, with_adapters
 from mmc.compile.state import Context, State, score
-from mmc.data import SplitName, load_split
+from mmc.data import Example, SplitName, load_split
 from mmc.engine import open_engines
 from mmc.errors import InvalidError
 from mmc.metric import paired
@@ -47,7 +48,7 @@ def compile_spec(job: CompileJob) -> CompileResult:
     if loaded.spec.data is None or loaded.spec.metric is None:
         raise InvalidError([loaded.diagnostic((), "compiling needs `data` and `metric`", "add both to the spec")])
     program = Program.build(loaded, job.trust)
-    data = {split: load_split(loaded, split) for split in SPLITS}
+    data: dict[str, Sequence[Example]] = {split: load_split(loaded, split) for split in SPLITS}
     folder = run_folder(job)
     with locked(folder):
         job.progress.say(f"run folder: {folder} (an interrupted compile goes on from there)")

@@ -5,6 +5,7 @@ Names of adapters are free texts for callers (a build uses folder names); PEFT's
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -88,7 +89,7 @@ class Adapters:
 
         folder.mkdir(parents=True, exist_ok=True)
         inner = self._names[name]
-        weights = get_peft_model_state_dict(self._peft, adapter_name=inner)
+        weights = get_peft_model_state_dict(self._peft, adapter_name=inner, save_embedding_layers=False)
         save_file(
             {key: tensor.detach().cpu().contiguous() for key, tensor in sorted(weights.items())},
             folder / "adapter_model.safetensors",
@@ -131,12 +132,15 @@ class Adapters:
         from peft import PeftModel
 
         inner = self._names.get(name) or f"a{len(self._names)}"
-        if self._peft is None:
-            self._peft = PeftModel(self._model, config, adapter_name=inner)
-        else:
-            if inner in self._peft.peft_config:
-                self._peft.delete_adapter(inner)
-            self._peft.add_adapter(inner, config)
+        with warnings.catch_warnings():
+            # PEFT asks transformers for something it has renamed; there is nothing for a user to do about it.
+            warnings.simplefilter("ignore", FutureWarning)
+            if self._peft is None:
+                self._peft = PeftModel(self._model, config, adapter_name=inner)
+            else:
+                if inner in self._peft.peft_config:
+                    self._peft.delete_adapter(inner)
+                self._peft.add_adapter(inner, config)
         self._names[name] = inner
         self._active = None
 
