@@ -148,7 +148,9 @@ class _Checker:
                 return self._call(path, step, known)
             case model.ToolStep():
                 self._known(step.tool, self.spec.tools, (*path, "tool"), "tool")
-                self._uses((*path, "with"), step.with_, known, step.as_ or step.tool)
+                self.needs.setdefault(step.as_ or step.tool, set())
+                for name, value in step.with_.items():
+                    self._uses((*path, "with", name), value, known, step.as_ or step.tool)
                 return {step.as_ or step.tool}
             case model.SetStep():
                 for name, value in step.set.items():

@@ -108,7 +108,7 @@ def _translate(document: Document, details: ErrorDetails, overrides: Sequence[st
     """One of pydantic's errors in our words, at the key it is about."""
     loc: tuple[str | int, ...] = details["loc"]
     path = _longest(document, loc, ())
-    hint = next((f"it was set by --set {o}" for o in overrides if path[: len(_key(o))] == _key(o)), "")
+    hint = next((f"it was set by --set {o}" for o in overrides if _related(path, _key(o))), "")
     match details["type"]:
         case "extra_forbidden":
             known = _known_keys(document, path)
@@ -134,6 +134,11 @@ def _translate(document: Document, details: ErrorDetails, overrides: Sequence[st
     return document.diagnostic(path, message[0].lower() + message[1:] + got, hint)
 
 
+def _related(a: KeyPath, b: KeyPath) -> bool:
+    """Whether one path leads through the other."""
+    return a[: len(b)] == b or (len(a) > 0 and b[: len(a)] == a)
+
+
 def _key(override: str) -> KeyPath:
     return _key_path(override.partition("=")[0])
 
@@ -157,7 +162,7 @@ def _known_keys(document: Document, path: KeyPath) -> set[str]:
     beside = {key for key in holder if key != path[-1]}
     fields = [{f.alias or name for name, f in m.model_fields.items()} for m in _mappings()]
     legal = set().union(*fields)
-    fitting = [names for names in fields if beside & legal and (beside & legal) <= names]
+    fitting = [names for names in fields if (beside & legal) <= names]
     best = [names for names in fitting if holder.get("type") is None or "type" in names]
     return set().union(*best)
 

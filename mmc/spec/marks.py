@@ -59,8 +59,8 @@ class Document:
 
 def parse(text: str, file: str) -> Document:
     """Parses one YAML mapping. Raises InvalidError with every problem of form: syntax, duplicate keys, cycles."""
-    loader = _Loader(text)
     try:
+        loader = _Loader(text)
         root = loader.get_single_node()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark

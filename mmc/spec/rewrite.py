@@ -22,12 +22,25 @@ def flow(value: object) -> str:
         return "[" + ", ".join(map(flow, value)) + "]"
     if isinstance(value, str):
         plain = _PLAIN.match(value) and value.lower() not in _WORDS and not re.match(r"^[-+.0-9]", value)
-        return value if plain else json.dumps(value, ensure_ascii=False)
+        return value if plain else _quoted(value)
     if value is None or isinstance(value, bool | int):
         return json.dumps(value)
     if isinstance(value, float):
         return repr(value) if value == value and abs(value) != float("inf") else json.dumps(str(value))
     raise TypeError(f"{type(value).__name__} cannot be written to a spec")
+
+
+def _quoted(text: str) -> str:
+    """``text`` in double quotes, with YAML's escapes for what cannot stand there."""
+
+    def written(character: str) -> str:
+        if character in '"\\':
+            return "\\" + character
+        if character.isprintable():
+            return character
+        return f"\\U{ord(character):08x}"
+
+    return '"' + "".join(map(written, text)) + '"'
 
 
 def rewrite(text: str, changes: Mapping[KeyPath, object]) -> str:
