@@ -23,7 +23,7 @@ class Bm25:
         self._index = bm25s.BM25(k1=0.9, b=0.4)
         texts = [" | ".join(str(row[field]) for field in fields) for row in rows]
         self._index.index(self._tokens(texts), show_progress=False)
-        self._vocabulary = set(self._index.vocab_dict)
+        self._vocabulary = set(self._index.vocab_dict) - {""}
 
     def _tokens(self, texts: Sequence[str]) -> list[list[str]]:
         import bm25s
