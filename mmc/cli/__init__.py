@@ -17,22 +17,25 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 def run(arguments: list[str]) -> int:
     """Runs one command; gives its exit code. The one place where errors become messages."""
-    import click
     import typer
+    from typer.exceptions import TyperException
 
     from mmc.cli.app import app
     from mmc.cli.crash import write_crash_log
     from mmc.errors import MmcError
 
+    if not arguments:
+        run(["--help"])
+        return 2
     try:
         typer.main.get_command(app).main(args=arguments, prog_name="mmc", standalone_mode=False)
         return 0
-    except click.exceptions.Exit as stop:
+    except typer.Exit as stop:
         return stop.exit_code
-    except (click.exceptions.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         return _interrupted(arguments)
-    except click.ClickException as error:
-        error.show(file=sys.stderr)
+    except TyperException as error:
+        print(f"error: {error}\nsee `mmc --help` and `mmc COMMAND --help`", file=sys.stderr)
         return 2
     except MmcError as error:
         print(_worded(error), file=sys.stderr)

@@ -1,0 +1,151 @@
+"""The command line in a process of its own: exit codes, messages, what is loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).parents[2]
+
+
+def mmc(*arguments: str, cwd: Path = REPO, **environment: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "MMC_DATA": "/nowhere", "NO_COLOR": "1", **environment}
+    command = [sys.executable, "-m", "mmc", *arguments]
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=120, check=False)
+
+
+SPEC = """\
+mmc: 1
+name: tiny
+models:
+  policy: {type: local, source: "path:SOURCE"}
+modules:
+  answer:
+    model: policy
+    template: answer.j2
+    inputs: {question: str}
+    outputs: {answer: {enum: [red, blue]}}
+    constrain: true
+program:
+  inputs: {question: str}
+  steps:
+    - call: answer
+  outputs: {answer: "{{ answer.answer }}"}
+data:
+  train: {file: rows.jsonl}
+  dev: {file: rows.jsonl}
+  test: {file: rows.jsonl}
+metric: {type: exact, predicted: answer, gold: answer}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tiny_model_dir: Path) -> Path:
+    (tmp_path / "spec.yaml").write_text(SPEC.replace("SOURCE", str(tiny_model_dir)))
+    (tmp_path / "answer.j2").write_text("{{ question }}")
+    rows = [{"question": f"q{i}", "answer": "red" if i % 2 else "blue"} for i in range(6)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def test_help_check_and_import_load_nothing_heavy() -> None:
+    code = """
+import sys
+from mmc.cli import run
+assert run(["--help"]) == 0
+assert run(["check", "specs/helpdesk.yaml"]) == 0
+heavy = {"torch", "transformers", "litellm", "optuna", "peft"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    found = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+
+
+def test_run_and_eval_print_results_on_stdout_alone(folder: Path) -> None:
+    ran = mmc("run", "spec.yaml", "--input", "question=hello", cwd=folder)
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout)["answer"] in ("red", "blue")
+    scored = mmc("eval", "spec.yaml", "--split", "test", "--limit", "5", "--json", cwd=folder)
+    found = json.loads(scored.stdout)
+    assert set(found) == {"score", "low", "high", "n", "split", "failures"} and found["n"] == 5
+    assert 0 <= found["low"] <= found["score"] <= found["high"] <= 1
+    assert "scoring test 5/5" in scored.stderr
+
+
+def test_render_prints_the_exact_messages(folder: Path) -> None:
+    assert "[user]\nq0\n" in mmc("render", "spec.yaml", cwd=folder).stdout
+    assert "[user]\nhello\n" in mmc("render", "spec.yaml", "--input", "question=hello", cwd=folder).stdout
+
+
+def broken(folder: Path, old: str, new: str) -> None:
+    text = (folder / "spec.yaml").read_text()
+    assert old in text
+    (folder / "spec.yaml").write_text(text.replace(old, new, 1))
+
+
+BAD = [
+    ("question: str}\n    outputs", "q: str}\n    outputs", 3, "answer.j2:1:4: error: the template uses 'question'"),
+    ("name: tiny", "nme: tiny", 3, "spec.yaml:2:1: error: unknown key 'nme'. Did you mean 'name'?"),
+    ("rows.jsonl", "rowz.jsonl", 3, "rowz.jsonl: there is no such file"),
+    ("path:/", "path:/nowhere/", 4, "no source of the model is there"),
+    ('"path:', '"hf:nobody/nothing', 4, "not in Hugging Face's cache, and HF_HUB_OFFLINE is set"),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "code", "message"), BAD)
+def test_bad_input_is_one_clear_message_and_writes_nothing(folder: Path, old: str, new: str, code: int, message: str) -> None:
+    broken(folder, old, new)
+    before = {p.name for p in folder.iterdir()}
+    found = mmc("compile", "spec.yaml", "--json", cwd=folder, HF_HUB_OFFLINE="1")
+    assert found.returncode == code, found.stderr
+    assert message in found.stderr and "Traceback" not in found.stderr and found.stdout == ""
+    assert not (folder / "build").exists()
+    assert {p.name for p in folder.iterdir()} - before <= {".mmc"}
+
+
+def test_a_missing_spec_and_a_wrong_command_line(folder: Path) -> None:
+    found = mmc("check", "spce.yaml", cwd=folder)
+    assert found.returncode == 3 and "Did you mean 'spec.yaml'?" in found.stderr
+    assert mmc("chek", cwd=folder).returncode == 2
+    assert mmc("eval", "spec.yaml", "--split", "tset", cwd=folder).returncode == 2
+    assert mmc("run", "spec.yaml", cwd=folder).returncode == 2
+    assert mmc("run", "spec.yaml", "--input", "question=x", "--set", "nonsense", cwd=folder).returncode == 3
+
+
+def test_a_tool_that_raises_is_named(folder: Path) -> None:
+    (folder / "tools.py").write_text("def boom(**a):\n    raise ValueError('no luck')\n")
+    broken(folder, "modules:", 'tools: {boom: {type: python, function: "tools:boom"}}\nmodules:')
+    broken(folder, "    - call: answer", "    - tool: boom\n    - call: answer")
+    found = mmc("run", "spec.yaml", "--input", "question=x", cwd=folder)
+    assert found.returncode == 2 and "add --trust" in found.stderr
+    found = mmc("run", "spec.yaml", "--input", "question=x", "--trust", cwd=folder)
+    assert found.returncode == 1 and "the tool boom failed: ValueError: no luck" in found.stderr
+    assert "Traceback" not in found.stderr
+
+
+def test_an_unset_variable_is_an_environment_problem() -> None:
+    environment = {k: v for k, v in os.environ.items() if k != "MMC_DATA"}
+    command = [sys.executable, "-m", "mmc", "check", "specs/banking77.yaml"]
+    found = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, check=False)
+    assert found.returncode == 4 and "MMC_DATA is not set" in found.stderr
+
+
+def test_a_crash_writes_a_log_and_shows_no_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from mmc.cli import run
+    from mmc.spec import schema
+
+    def crash() -> None:
+        raise RuntimeError("surprise")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(schema, "json_schema", crash)
+    assert run(["schema"]) == 1
+    shown = capsys.readouterr().err
+    assert "this is a bug in mmc: RuntimeError: surprise" in shown and "Traceback" not in shown
+    log = next((tmp_path / ".mmc").glob("crash-*.log"))
+    assert "Traceback" in log.read_text()

@@ -1,0 +1,245 @@
+"""Whole compiles with a tiny random model: the line from spec to build, interrupted and resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mmc.compile import CompileJob, CompileResult, compile_spec
+from mmc.compile.record import changed_keys
+from mmc.compile.stages import STAGES
+from mmc.spec import load
+
+SPEC = """\
+mmc: 1  # the version
+name: tiny
+models:
+  policy: {type: local, source: "path:SOURCE"}
+tools:
+  search: {type: bm25, corpus: docs.jsonl, k: 3}
+modules:
+  query:
+    model: policy
+    template: query.j2
+    inputs: {question: str}
+    outputs: {query: str}
+    max_tokens: 4
+    candidates: {instruction: [Write words., Say it.]}
+  pick:
+    model: policy
+    template: pick.j2
+    inputs: {question: str, hits: list}
+    outputs: {title: {enum: "{{ hits | map(attribute='title') | list }}"}}
+    constrain: true
+    max_tokens: 12
+program:
+  inputs: {question: str}
+  steps:
+    - call: query
+    - tool: search
+      with: {query: "{{ question }} {{ query.query }}"}
+      as: hits
+    - call: pick
+  outputs: {title: "{{ pick.title }}"}
+data:
+  train: {file: rows.jsonl, part: [0.0, 0.4]}
+  dev: {file: rows.jsonl, part: [0.4, 0.7]}
+  test: {file: rows.jsonl, part: [0.7, 1.0]}
+metric: {type: exact, predicted: title, gold: title}
+compile:
+  strategy: [prompts, weights]
+  gate: false
+  prompts: {trials: 2, demos: 1, examples: 4, bootstrap: 4}
+  weights: {steps: 4, examples: 4, rollouts: 4, learning_rate: 0.01}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tiny_model_dir: Path) -> Path:
+    (tmp_path / "spec.yaml").write_text(SPEC.replace("SOURCE", str(tiny_model_dir)))
+    (tmp_path / "query.j2").write_text("{% user %}{% slot instruction %}Write.{% endslot %} {{ question }}{% enduser %}")
+    (tmp_path / "pick.j2").write_text("{% slot demos %}\n{% endslot %}\n{% user %}{{ question }} {{ hits[0].title }}{% enduser %}")
+    kinds = ["ant", "bee", "cat"]
+    docs = [{"title": kind, "text": f"animal {kind}"} for kind in kinds]
+    (tmp_path / "docs.jsonl").write_text("".join(json.dumps(d) + "\n" for d in docs))
+    rows = [{"question": f"which animal {i}", "title": kinds[i % 3]} for i in range(20)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return tmp_path
+
+
+def compiled(folder: Path, *overrides: str, out: str = "build") -> CompileResult:
+    return compile_spec(CompileJob(load(folder / "spec.yaml", overrides), folder / out, folder / "runs"))
+
+
+def adapter(build: Path) -> bytes:
+    return (build / "adapters/shared/adapter_model.safetensors").read_bytes()
+
+
+def test_a_compile_leaves_a_build_that_runs_and_compiles_again(folder: Path) -> None:
+    result = compiled(folder)
+    build = result.build
+    assert [s.stage for s in result.stages] == ["start", "prompts", "weights"]
+    assert build == folder / "build/tiny/v1"
+    names = {str(p.relative_to(build)) for p in build.rglob("*") if p.is_file()}
+    assert names == {
+        "program.yaml",
+        "templates/query.j2",
+        "templates/pick.j2",
+        "adapters/shared/adapter_config.json",
+        "adapters/shared/adapter_model.safetensors",
+        "adapters/shared/README.md",
+        "mmc.lock",
+        "manifest.json",
+        "report.html",
+    }
+    text = (build / "program.yaml").read_text()
+    assert text.startswith("mmc: 1  # the version\n"), "comments stay"
+    again = load(build)
+    assert again.spec.origin is not None and again.spec.origin.parent == load(folder / "spec.yaml").sha256
+    assert again.spec.adapters == {"query": "adapters/shared", "pick": "adapters/shared"}
+    manifest, lock = (json.loads((build / name).read_text()) for name in ("manifest.json", "mmc.lock"))
+    assert [s["stage"] for s in manifest["stages"]] == ["start", "prompts", "weights"]
+    assert manifest["stages"][0]["to_start"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
+    assert lock["data"]["train"]["rows"] == 8 and lock["models"]["policy"]["source"].startswith("path:")
+    second = compile_spec(CompileJob(load(build, ["compile.strategy=[weights]"]), folder / "second", folder / "runs"))
+    assert second.stages[0].scores == result.stages[-1].scores, "the build starts where the compile ended"
+
+
+def test_the_report_holds_no_script_and_no_address(folder: Path) -> None:
+    rows = (folder / "rows.jsonl").read_text().replace("which animal 19", "<script>alert(1)</script>")
+    (folder / "rows.jsonl").write_text(rows)
+    page = (compiled(folder).build / "report.html").read_text()
+    assert "<script>alert" not in page and "&lt;script&gt;alert" in page
+    assert "http" not in page and "src=" not in page and "polyline" in page
+
+
+def test_a_second_compile_reuses_everything_and_gives_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = compiled(folder)
+    from mmc.compile import state
+
+    def never(*_: Any) -> None:
+        raise AssertionError("nothing is scored again")
+
+    monkeypatch.setattr(state, "_evaluate", never)
+    second = compiled(folder)
+    assert second.build.name == "v2" and adapter(second.build) == adapter(first.build)
+    assert (second.build / "manifest.json").read_text().replace('"v2"', '"v1"') == (first.build / "manifest.json").read_text()
+
+
+class _Killed(Exception):
+    pass
+
+
+class _Kill:
+    """Progress that stops the compile at the n-th sign of life."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def begin(self, what: str, total: int) -> None:
+        pass
+
+    def advance(self, done: int, detail: str = "") -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise _Killed
+
+    def say(self, line: str) -> None:
+        pass
+
+
+def test_interrupted_anywhere_it_resumes_to_the_same_bytes(folder: Path) -> None:
+    whole = compiled(folder)
+    shutil.rmtree(folder / "runs")
+    interruptions = 0
+    while True:
+        # Runs of one step report a little at a time; each attempt must get further than the last.
+        try:
+            job = CompileJob(load(folder / "spec.yaml"), folder / "build", folder / "runs", progress=_Kill(9))
+            resumed = compile_spec(job)
+            break
+        except BaseException as error:
+            while isinstance(error, BaseExceptionGroup):
+                error = error.exceptions[0]
+            assert isinstance(error, _Killed), repr(error)
+            interruptions += 1
+            assert interruptions < 40
+            assert {p.name for p in (folder / "build/tiny").iterdir()} == {"v1"}, "nothing half-written"
+    assert interruptions > 2
+    assert adapter(resumed.build) == adapter(whole.build)
+    for name in ("program.yaml", "templates/query.j2", "templates/pick.j2"):
+        assert (resumed.build / name).read_text() == (whole.build / name).read_text()
+    assert [s.scores for s in resumed.stages] == [s.scores for s in whole.stages]
+
+
+def test_a_changed_input_makes_later_stages_stale_alone(folder: Path) -> None:
+    said: list[str] = []
+
+    class Listening(_Kill):
+        def say(self, line: str) -> None:
+            said.append(line)
+
+    compiled(folder)
+    loaded = load(folder / "spec.yaml", ["compile.weights.steps=5"])
+    compile_spec(CompileJob(loaded, folder / "build", folder / "runs", progress=Listening(10**9)))
+    assert [line for line in said if "starting over" in line] == [
+        "weights: starting over, because this changed: compile.weights.steps"
+    ]
+
+
+def test_a_stage_that_makes_dev_worse_is_rolled_back(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mmc.compile import pipeline
+
+    real = pipeline.score
+
+    def pessimistic(context: Any, state: Any, split: str, what: str) -> Any:
+        found = real(context, state, split, what)
+        if split == "dev":
+            from dataclasses import replace
+
+            return replace(found, scores=tuple(0.0 if what.startswith("after") else 1.0 for _ in found.scores))
+        return found
+
+    monkeypatch.setattr(pipeline, "score", pessimistic)
+    result = compiled(folder, "compile.gate=true", "compile.strategy=[weights]")
+    assert not result.stages[1].kept and "rolled back" in result.stages[1].note
+    assert not (result.build / "adapters").exists()
+    assert result.stages[1].scores == result.stages[0].scores
+
+
+def test_stages_that_occur_twice_get_a_suffix(folder: Path) -> None:
+    result = compiled(folder, "compile.strategy=[weights, weights]", "compile.weights.steps=1")
+    assert [s.stage for s in result.stages] == ["start", "weights", "weights.2"]
+    assert set(STAGES) == {"prompts", "weights"}
+
+
+def test_changed_keys_are_named_by_their_leaves() -> None:
+    assert changed_keys({"a": {"b": 1, "c": 2}, "d": 1}, {"a": {"b": 1, "c": 3}, "e": 1}) == ["a.c", "d", "e"]
+
+
+def test_killed_by_a_signal_the_command_line_resumes(folder: Path) -> None:
+    command = [sys.executable, "-m", "mmc", "compile", "spec.yaml", "--json"]
+    whole = subprocess.run([*command, "--out", "whole", "--runs", "other"], cwd=folder, capture_output=True, text=True, check=True)
+    for stop in (signal.SIGINT, signal.SIGKILL):
+        process = subprocess.Popen([*command, "--set", "compile.weights.steps=4"], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 60
+        while not list(folder.glob(".mmc/runs/*/2-weights/training/step-*")) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        os.kill(process.pid, stop)
+        _, shown = process.communicate(timeout=60)
+        if stop == signal.SIGINT and process.returncode != 0:
+            assert process.returncode == 130 and "go on with: mmc compile" in shown and "Traceback" not in shown
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    first, second = json.loads(whole.stdout), json.loads(done.stdout)
+    assert first["stages"] == second["stages"]
+    assert set(first["stages"][0]) == {"stage", "split", "score", "low", "high", "n"}
+    assert adapter(Path(first["build"])) == adapter(Path(second["build"]))
