@@ -28,7 +28,7 @@ def share(found: Callable[[str], Sequence[str]], questions: Sequence[Row]) -> fl
 def main() -> None:
     articles, train, test = rows("articles.jsonl"), rows("train.jsonl"), rows("test.jsonl")
     for k in (1, 3, 5, 8, 10):
-        found = searcher(Bm25(articles, ["title", "text"], k), "id")
+        found = searcher(Bm25(articles, ["title", "text", "keywords"], k), "id")
         print(f"BM25 on the raw question, right article in the top {k}: {share(found, test):.3f}")
     neighbours = Bm25(train, ["question"], 1)
     print(f"article of the nearest training question: {share(searcher(neighbours, 'article'), test):.3f}")
