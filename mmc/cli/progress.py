@@ -44,14 +44,14 @@ class PlainProgress:
             return
         self._last = now
         rate = (done - self._begun_at) / max(now - self._start, 1e-9)
-        left = (
-            f", {duration((self._total - done) / rate)} left"
-            if done < self._total
-            else f" in {duration(now - self._start)}"
-        )
         share = f" ({done / self._total:.0%})" if self._total > 1 else ""
-        line = f"{self._what} {done}/{self._total}{share}, {rate:.2g}/s{left}" + (f": {detail}" if detail else "")
-        print(line, file=sys.stderr, flush=True)
+        line = f"{self._what} {done}/{self._total}{share}"
+        if done >= self._total:
+            line += f", {rate:.2g}/s in {duration(now - self._start)}"
+        elif done - self._begun_at >= 0.05 * self._total:
+            # The first of many says little about the rest: they are computed together.
+            line += f", {rate:.2g}/s, {duration((self._total - done) / rate)} left"
+        print(line + (f": {detail}" if detail else ""), file=sys.stderr, flush=True)
 
     def say(self, line: str) -> None:
         print(line, file=sys.stderr, flush=True)

@@ -98,7 +98,9 @@ BAD = [
 
 
 @pytest.mark.parametrize(("old", "new", "code", "message"), BAD)
-def test_bad_input_is_one_clear_message_and_writes_nothing(folder: Path, old: str, new: str, code: int, message: str) -> None:
+def test_bad_input_is_one_clear_message_and_writes_nothing(
+    folder: Path, old: str, new: str, code: int, message: str
+) -> None:
     broken(folder, old, new)
     before = {p.name for p in folder.iterdir()}
     found = mmc("compile", "spec.yaml", "--json", cwd=folder, HF_HUB_OFFLINE="1")
@@ -135,7 +137,9 @@ def test_an_unset_variable_is_an_environment_problem() -> None:
     assert found.returncode == 4 and "MMC_DATA is not set" in found.stderr
 
 
-def test_a_crash_writes_a_log_and_shows_no_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_crash_writes_a_log_and_shows_no_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from mmc.cli import run
     from mmc.spec import schema
 

@@ -66,8 +66,12 @@ compile:
 @pytest.fixture
 def folder(tmp_path: Path, tiny_model_dir: Path) -> Path:
     (tmp_path / "spec.yaml").write_text(SPEC.replace("SOURCE", str(tiny_model_dir)))
-    (tmp_path / "query.j2").write_text("{% user %}{% slot instruction %}Write.{% endslot %} {{ question }}{% enduser %}")
-    (tmp_path / "pick.j2").write_text("{% slot demos %}\n{% endslot %}\n{% user %}{{ question }} {{ hits[0].title }}{% enduser %}")
+    (tmp_path / "query.j2").write_text(
+        "{% user %}{% slot instruction %}Write.{% endslot %} {{ question }}{% enduser %}"
+    )
+    (tmp_path / "pick.j2").write_text(
+        "{% slot demos %}\n{% endslot %}\n{% user %}{{ question }} {{ hits[0].title }}{% enduser %}"
+    )
     kinds = ["ant", "bee", "cat"]
     docs = [{"title": kind, "text": f"animal {kind}"} for kind in kinds]
     (tmp_path / "docs.jsonl").write_text("".join(json.dumps(d) + "\n" for d in docs))
@@ -132,7 +136,9 @@ def test_a_second_compile_reuses_everything_and_gives_the_same(folder: Path, mon
     monkeypatch.setattr(state, "_evaluate", never)
     second = compiled(folder)
     assert second.build.name == "v2" and adapter(second.build) == adapter(first.build)
-    assert (second.build / "manifest.json").read_text().replace('"v2"', '"v1"') == (first.build / "manifest.json").read_text()
+    assert (second.build / "manifest.json").read_text().replace('"v2"', '"v1"') == (
+        first.build / "manifest.json"
+    ).read_text()
 
 
 class _Killed(Exception):
@@ -228,9 +234,17 @@ def test_changed_keys_are_named_by_their_leaves() -> None:
 
 def test_killed_by_a_signal_the_command_line_resumes(folder: Path) -> None:
     command = [sys.executable, "-m", "mmc", "compile", "spec.yaml", "--json"]
-    whole = subprocess.run([*command, "--out", "whole", "--runs", "other"], cwd=folder, capture_output=True, text=True, check=True)
+    whole = subprocess.run(
+        [*command, "--out", "whole", "--runs", "other"], cwd=folder, capture_output=True, text=True, check=True
+    )
     for stop in (signal.SIGINT, signal.SIGKILL):
-        process = subprocess.Popen([*command, "--set", "compile.weights.steps=4"], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            [*command, "--set", "compile.weights.steps=4"],
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         deadline = time.monotonic() + 60
         while not list(folder.glob(".mmc/runs/*/2-weights/training/step-*")) and time.monotonic() < deadline:
             time.sleep(0.01)

@@ -50,7 +50,10 @@ def test_balance_makes_values_equally_frequent(rows: Path) -> None:
 
 def test_csv_and_json_are_read_too(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text('n,text\n1,"a, b"\n2,c\n')
-    assert [dict(e.row) for e in train(tmp_path, "{file: rows.csv, id: n}")] == [{"n": "1", "text": "a, b"}, {"n": "2", "text": "c"}]
+    assert [dict(e.row) for e in train(tmp_path, "{file: rows.csv, id: n}")] == [
+        {"n": "1", "text": "a, b"},
+        {"n": "2", "text": "c"},
+    ]
     (tmp_path / "rows.json").write_text('[{"n": 1}]')
     assert train(tmp_path, "{file: rows.json}")[0].row == {"n": 1}
 

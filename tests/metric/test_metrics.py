@@ -21,7 +21,9 @@ metric: METRIC
 
 def metric(tmp_path: Path, text: str, trust: bool = True) -> Metric:
     (tmp_path / "spec.yaml").write_text(SPEC.replace("METRIC", text))
-    (tmp_path / "metric_code.py").write_text("def half(outputs, example):\n    return 0.5\ndef bad(o, e):\n    return 7\n")
+    (tmp_path / "metric_code.py").write_text(
+        "def half(outputs, example):\n    return 0.5\ndef bad(o, e):\n    return 7\n"
+    )
     return make_metric(load(tmp_path / "spec.yaml"), trust)
 
 

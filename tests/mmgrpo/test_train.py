@@ -1,0 +1,201 @@
+"""The whole loop with a tiny model: gradients against plain backward passes, learning, resuming."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from mmc.data import Example
+from mmc.engine.adapters import LoraOptions
+from mmc.engine.local import LocalEngine
+from mmc.errors import UsageError
+from mmc.mmgrpo.advantage import advantages
+from mmc.mmgrpo.group import Rewards, form_groups
+from mmc.mmgrpo.rollout import batch
+from mmc.mmgrpo.train import TrainingJob, learning_rate, train
+from mmc.mmgrpo.update import UpdateReport, accumulate, training_calls
+from mmc.program.graph import Program
+from mmc.program.run import RunSettings, run_all
+from mmc.spec import load
+from mmc.spec.model import Clip, MmGrpo
+
+SPEC = """\
+mmc: 1
+name: train
+models: {policy: {type: local, source: "path:nowhere"}}
+modules:
+  think: {model: policy, template: think.j2, inputs: {q: str}, outputs: {t: str}, max_tokens: 5}
+  pick:
+    {model: policy, template: pick.j2, inputs: {q: str, t: str}, outputs: {a: {enum: [red, green, blue]}}, constrain: true}
+program:
+  inputs: {q: str}
+  steps:
+    - repeat: 2
+      until: "{{ 'e' in think.t }}"
+      steps: [{call: think}]
+    - {call: pick, with: {t: "{{ think.t }}"}}
+  outputs: {a: "{{ pick.a }}"}
+metric: {type: exact, predicted: a, gold: gold}
+"""
+EXAMPLES = [Example(str(i), {"q": f"question {i}", "gold": ["red", "green", "blue"][i % 3]}) for i in range(6)]
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Program:
+    (tmp_path / "think.j2").write_text("{% user %}{{ q }}{% enduser %}")
+    (tmp_path / "pick.j2").write_text("{% user %}{{ q }} {{ t }}{% enduser %}")
+    (tmp_path / "spec.yaml").write_text(SPEC)
+    return Program.build(load(tmp_path / "spec.yaml"))
+
+
+@pytest.fixture
+def engine(tiny_model_dir: Path) -> LocalEngine:
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir).eval()
+    return LocalEngine(model, AutoTokenizer.from_pretrained(tiny_model_dir))
+
+
+def plain_gradient(
+    engine: LocalEngine, config: MmGrpo, program: Program, runs: list, shift: float
+) -> dict[str, torch.Tensor]:
+    """The loss of the paper by loops, one padded-free sequence at a time, in the model's own eager attention."""
+    groups = [g for g in form_groups(runs, {"think", "pick"}, Rewards()) if max(g.rewards_C) > min(g.rewards_C)]
+    model, total = engine.trie.model, torch.zeros(())
+    model.set_attn_implementation("eager")
+    for group in groups:
+        for member, advantage in zip(group.members, advantages(group.rewards_C), strict=True):
+            done = member.call.completion
+            row = torch.tensor([[*done.prompt_ids_T, *done.ids_T]])
+            logits = model(input_ids=row, use_cache=False).logits[0, len(done.prompt_ids_T) - 1 : -1]
+            with torch.no_grad(), engine.adapters.active(None):
+                base = model(input_ids=row, use_cache=False).logits[0, len(done.prompt_ids_T) - 1 : -1]
+            engine.adapters.active("a", train=True).__enter__()
+            values = []
+            for t, (token, old, allowed) in enumerate(zip(done.ids_T, done.logprobs_T, done.allowed_T, strict=True)):
+                if allowed is not None and len(allowed) == 1:
+                    continue
+                mask = torch.zeros(logits.shape[1]) if allowed is None else torch.full((logits.shape[1],), -torch.inf)
+                if allowed is not None:
+                    mask[torch.from_numpy(allowed.astype("int64"))] = 0.0
+                logprob = torch.log_softmax(logits[t] + mask, -1)[token]
+                reference = torch.log_softmax(base[t] + mask, -1)[token]
+                ratio = torch.exp(logprob - (old + shift))
+                clipped = ratio.clamp(1 - config.clip.low, 1 + config.clip.high)
+                difference = reference - logprob
+                kl = torch.exp(difference) - difference - 1
+                values.append(-torch.minimum(ratio * advantage, clipped * advantage) + config.kl * kl)
+            if values:
+                total = total + torch.stack(values).mean() / len(group.members) / len(groups)
+    total.backward()
+    from mmc.trie.attention import ATTENTION
+
+    model.set_attn_implementation(ATTENTION)
+    return {name: p.grad.clone() for name, p in engine.adapters.parameters("a").items()}
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.4])
+def test_the_steps_gradient_equals_the_papers_loss_by_loops(
+    program: Program, engine: LocalEngine, shift: float
+) -> None:
+    """Two modules, ragged call counts, constrained decoding, KL on; with ``shift`` the ratios are off and clipping is active."""
+    config = MmGrpo(kl=0.05, clip=Clip(low=0.2, high=0.3))
+    engine.adapters.create("a", LoraOptions(4, 8.0, 0.0, "all-linear"), seed=3)
+    torch.manual_seed(0)
+    for name, tensor in engine.adapters.parameters("a").items():
+        if "lora_B" in name:
+            torch.nn.init.normal_(tensor.data, std=0.05)
+    program = program.with_adapters({"think": "a", "pick": "a"})
+    runs = run_all(program, {"policy": engine}, EXAMPLES, RunSettings("weights", 0, 1, 1.0), rollouts=6)
+    assert len({len(t.calls) for t in runs}) > 1, "trajectories of different lengths"
+    groups = [g for g in form_groups(runs, {"think", "pick"}, Rewards()) if max(g.rewards_C) > min(g.rewards_C)]
+    calls = training_calls(groups, config, {"think": "a", "pick": "a"}, {"think": 5, "pick": 64})
+    calls = [replace(c, old_F=[old + shift for old in c.old_F]) for c in calls]
+    report = UpdateReport()
+    accumulate(engine, "a", calls, config, report)
+    ours = {name: p.grad.clone() for name, p in engine.adapters.parameters("a").items()}
+    assert (report.clipped > 0) == (shift > 0) and report.packed > 0
+    for p in engine.adapters.parameters("a").values():
+        p.grad = None
+    with engine.adapters.active("a", train=True):
+        expected = plain_gradient(engine, config, program, runs, shift)
+    norm = math.sqrt(sum(g.square().sum().item() for g in expected.values()))
+    error = math.sqrt(sum((ours[n] - g).square().sum().item() for n, g in expected.items()))
+    assert norm > 0 and error / norm < 1e-4
+
+
+def test_a_step_cut_into_small_forests_gives_the_same_gradient(
+    program: Program, engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mmc.mmgrpo import update
+
+    engine.adapters.create("a", LoraOptions(4, 8.0, 0.0, "all-linear"), seed=3)
+    program = program.with_adapters({"think": "a", "pick": "a"})
+    runs = run_all(program, {"policy": engine}, EXAMPLES, RunSettings("weights", 0, 1, 1.0), rollouts=4)
+    groups = form_groups(runs, {"think", "pick"}, Rewards())
+    calls = training_calls(groups, MmGrpo(), {"think": "a", "pick": "a"}, {"think": 5, "pick": 64})
+    found = []
+    for budget in (10**6, 120):
+        monkeypatch.setattr(update, "FOREST_TOKENS", budget)
+        for p in engine.adapters.parameters("a").values():
+            p.grad = None
+        accumulate(engine, "a", calls, MmGrpo(), UpdateReport())
+        found.append(torch.cat([p.grad.flatten() for p in engine.adapters.parameters("a").values()]))
+    assert (found[0] - found[1]).norm() / found[0].norm() < 1e-4
+
+
+@pytest.mark.parametrize("adapters", ["shared", "module"])
+def test_training_learns_and_leaves_adapters(
+    program: Program, engine: LocalEngine, tmp_path: Path, adapters: str
+) -> None:
+    config = MmGrpo(steps=25, examples=6, rollouts=8, learning_rate=0.02, adapters=adapters)  # type: ignore[arg-type]
+    rewards: list[float] = []
+    one = [Example(e.id, {**e.row, "gold": "blue"}) for e in EXAMPLES]
+    job = TrainingJob(
+        program, {"policy": engine}, one, one, config, 0, tmp_path / "t", on_step=lambda r: rewards.append(r.reward)
+    )
+    result = train(job)
+    assert sum(rewards[-5:]) / 5 > 0.9 > 0.6 > sum(rewards[:2]) / 2
+    folders = {path.name for path in result.adapters.values()}
+    assert folders == ({"shared"} if adapters == "shared" else {"think", "pick"})
+    lines = [json.loads(line) for line in (tmp_path / "t/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 26))
+    assert max(line["drift"] for line in lines) < 1e-3
+
+
+def test_the_best_adapter_on_dev_is_what_is_returned(program: Program, engine: LocalEngine, tmp_path: Path) -> None:
+    config = MmGrpo(steps=4, examples=3, rollouts=4, learning_rate=0.05, evaluate_every=1)
+    result = train(TrainingJob(program, {"policy": engine}, EXAMPLES, EXAMPLES, config, 0, tmp_path / "t"))
+    lines = [json.loads(line) for line in (tmp_path / "t/metrics.jsonl").read_text().splitlines()]
+    from mmc.program.evaluate import evaluate
+
+    settings = RunSettings("weights-dev", 0, 0, 0.0)
+    assert evaluate(result.program, {"policy": engine}, EXAMPLES, settings).interval.mean == max(
+        x["dev"] for x in lines
+    )
+
+
+def test_nothing_to_train_is_said(program: Program, engine: LocalEngine, tmp_path: Path) -> None:
+    loaded = program.loaded.reparsed(program.loaded.text.replace("max_tokens: 5", "max_tokens: 5, train: false"))
+    frozen = replace(
+        program, loaded=loaded.reparsed(loaded.text.replace("constrain: true", "constrain: true, train: false"))
+    )
+    with pytest.raises(UsageError, match="no module is trained"):
+        train(TrainingJob(frozen, {"policy": engine}, EXAMPLES, EXAMPLES, MmGrpo(steps=1), 0, tmp_path / "t"))
+
+
+def test_batches_are_epochs_and_depend_on_the_step_alone() -> None:
+    steps = [batch(EXAMPLES, 4, step, seed=1) for step in range(6)]
+    assert all(len({e.id for e in chosen}) == 4 for chosen in steps)
+    assert sum(e.id == "0" for chosen in steps for e in chosen) in (3, 4, 5)
+    assert batch(EXAMPLES, 4, 3, seed=1) == steps[3] != batch(EXAMPLES, 4, 3, seed=2)
+
+
+def test_the_learning_rate_warms_up_and_decays() -> None:
+    config = MmGrpo(steps=12, warmup=2, decay=True, learning_rate=1.0)
+    rates = [learning_rate(config, step) for step in range(12)]
+    assert rates[:3] == [0.5, 1.0, 1.0] and rates[-1] == pytest.approx(0.19)

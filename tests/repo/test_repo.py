@@ -1,0 +1,55 @@
+"""What the repository promises: shipped specs load, README's blocks work, modules stay small."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from mmc.program.check import check
+from mmc.spec import load
+
+REPO = Path(__file__).parents[2]
+
+
+def test_the_helpdesk_spec_has_no_problem() -> None:
+    assert check(load(REPO / "specs/helpdesk.yaml")) == ()
+
+
+@pytest.mark.skipif("MMC_DATA" not in os.environ, reason="needs the public data sets")
+def test_the_banking77_spec_has_no_problem() -> None:
+    assert check(load(REPO / "specs/banking77.yaml")) == ()
+
+
+def test_the_readmes_spec_has_no_problem(tmp_path: Path) -> None:
+    blocks = dict(re.findall(r"```(yaml|jinja)\n(.*?)```", (REPO / "README.md").read_text(), re.DOTALL))
+    (tmp_path / "spec.yaml").write_text(blocks["yaml"])
+    (tmp_path / "answer.j2").write_text(blocks["jinja"])
+    row = json.dumps({"question": "grass?", "colour": "green"})
+    (tmp_path / "rows.jsonl").write_text("\n".join([row] * 10))
+    assert check(load(tmp_path / "spec.yaml")) == ()
+
+
+def test_helpdesk_data_is_what_its_readme_says() -> None:
+    folder = REPO / "examples/helpdesk"
+    rows = {p.stem: [json.loads(line) for line in p.read_text().splitlines()] for p in folder.glob("*.jsonl")}
+    assert {name: len(found) for name, found in rows.items()} == {"articles": 61, "train": 244, "dev": 61, "test": 244}
+    titles = {a["id"]: a["title"] for a in rows["articles"]}
+    questions = [q for split in ("train", "dev", "test") for q in rows[split]]
+    assert all(titles[q["article"]] == q["title"] for q in questions)
+    assert len({q["question"].lower() for q in questions}) == len(questions) == len({q["id"] for q in questions})
+
+
+def test_no_file_is_too_long() -> None:
+    long = {p.name: n for p in (REPO / "mmc").rglob("*.py") if (n := len(p.read_text().splitlines())) > 400}
+    assert not long
+
+
+def test_every_command_of_the_readme_exists() -> None:
+    from mmc.cli.app import app
+
+    known = {command.name for command in app.registered_commands}
+    assert set(re.findall(r"`mmc (\w+)", (REPO / "README.md").read_text())) <= known
