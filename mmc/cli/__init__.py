@@ -28,8 +28,8 @@ def run(arguments: list[str]) -> int:
         run(["--help"])
         return 2
     try:
-        typer.main.get_command(app).main(args=arguments, prog_name="mmc", standalone_mode=False)
-        return 0
+        code = typer.main.get_command(app).main(args=arguments, prog_name="mmc", standalone_mode=False)
+        return code if isinstance(code, int) else 0
     except typer.Exit as stop:
         return stop.exit_code
     except (typer.Abort, KeyboardInterrupt):
