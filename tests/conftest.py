@@ -72,7 +72,7 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         eos_token_id=0,
         bos_token_id=0,
         pad_token_id=0,
-        initializer_range=0.4,
+        initializer_range=0.15,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     generation = json.loads((folder / "generation_config.json").read_text())

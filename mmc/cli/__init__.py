@@ -12,10 +12,10 @@ from typing import NoReturn
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Runs one command and exits."""
-    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+    sys.exit(execute(sys.argv[1:] if arguments is None else arguments))
 
 
-def run(arguments: list[str]) -> int:
+def execute(arguments: list[str]) -> int:
     """Runs one command; gives its exit code. The one place where errors become messages."""
     import typer
     from typer.exceptions import TyperException
@@ -25,11 +25,11 @@ def run(arguments: list[str]) -> int:
     from mmc.errors import MmcError
 
     if not arguments:
-        run(["--help"])
+        execute(["--help"])
         return 2
     try:
         code = typer.main.get_command(app).main(args=arguments, prog_name="mmc", standalone_mode=False)
-        return code if isinstance(code, int) else 0
+        return _interrupted(arguments) if code == 130 else code if isinstance(code, int) else 0
     except typer.Exit as stop:
         return stop.exit_code
     except (typer.Abort, KeyboardInterrupt):

@@ -92,7 +92,9 @@ class Constraints:
         import llguidance
 
         if isinstance(constraint, JsonSchema):
-            return str(llguidance.LLMatcher.grammar_from_json_schema(constraint.schema))
+            # As json.dumps writes it, so that demonstrations look like what is decoded, and nothing is spent on white space.
+            style = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+            return str(llguidance.LLMatcher.grammar_from_json_schema(constraint.schema, overrides=style))
         return str(llguidance.LLMatcher.grammar_from_regex(constraint.pattern))
 
     def _llguidance(self) -> Any:

@@ -8,18 +8,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag
+
+from mmc.spec.keys import Keys
+from mmc.spec.optimizers import Clip, HalvingSearch, Lora, MmGrpo
 
 Expression = str
 """A Jinja expression in double braces, such as ``{{ hits | length }}``, or plain text that may contain some."""
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
-
-
-class Keys(BaseModel):
-    """Base of every mapping in a spec: unknown keys are errors, values are immutable."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, use_attribute_docstrings=True)
 
 
 # --- models -------------------------------------------------------------------------------------------------------
@@ -301,77 +298,7 @@ Metric = Annotated[
     Field(discriminator="type"),
 ]
 
-# --- compile ------------------------------------------------------------------------------------------------------
-
-
-class HalvingSearch(Keys):
-    """Successive halving over the cross product of instructions, alternatives and demonstration sets; no proposer needed."""
-
-    algorithm: Literal["halving"] = "halving"
-    trials: int = Field(12, gt=0)
-    """Candidate programs drawn from the cross product, besides the start."""
-    demos: int = Field(4, ge=0)
-    """Most demonstrations put into one `demos` slot."""
-    examples: int = Field(32, gt=0)
-    """Dev examples that every candidate meets in the first round; each later round has twice as many and half the candidates."""
-    bootstrap: int = Field(64, ge=0)
-    """Training examples that the start program runs on to find demonstrations in successful trajectories."""
-
-
-class Lora(Keys):
-    """The adapter that is trained; names and defaults as in PEFT, all linear layers."""
-
-    rank: int = Field(16, gt=0)
-    alpha: float = Field(32.0, gt=0)
-    dropout: float = Field(0.0, ge=0, lt=1)
-    targets: str | list[str] = "all-linear"
-
-
-class Clip(Keys):
-    """Range of the token ratio: [1 - low, 1 + high]."""
-
-    low: float = Field(0.2, ge=0)
-    high: float = Field(0.2, ge=0)
-
-
-class MmGrpo(Keys):
-    """Multi-module GRPO (arXiv 2508.04660)."""
-
-    algorithm: Literal["mmgrpo"] = "mmgrpo"
-    steps: int = Field(50, gt=0)
-    """Optimizer steps."""
-    examples: int = Field(32, gt=0)
-    """Training examples a step."""
-    rollouts: int = Field(8, gt=1)
-    """Runs of the whole program for each of them."""
-    learning_rate: float = Field(6e-4, gt=0)
-    warmup: int = Field(0, ge=0)
-    """Steps over which the learning rate rises from 0."""
-    decay: bool = False
-    """Whether the learning rate falls linearly to a tenth at the last step."""
-    temperature: float = Field(1.0, gt=0)
-    """Of the rollouts."""
-    loss: Literal["grpo", "dr_grpo", "dapo"] = "grpo"
-    """grpo: mean over tokens, then calls; dr_grpo: sum over tokens divided by max_tokens; dapo: mean over all tokens."""
-    normalize: Literal["std", "none"] = "std"
-    """Whether advantages are divided by the group's standard deviation."""
-    groups: Literal["ragged", "truncate"] = "ragged"
-    """ragged: a group holds whatever runs made that call; truncate: call indices that some run lacks are dropped."""
-    inner_epochs: int = Field(1, gt=0)
-    """Optimizer passes over one step's rollouts."""
-    clip: Clip = Clip()
-    kl: float = Field(0.0, ge=0)
-    """Weight of the KL penalty to the model without adapter."""
-    max_grad_norm: float = Field(1.0, gt=0)
-    failure_reward: float = 0.0
-    """Reward of an interrupted run's earlier calls."""
-    format_reward: float = 0.0
-    """Reward of the call that interrupted it."""
-    adapters: Literal["shared", "module"] = "shared"
-    """One adapter for all trained modules, or one a module."""
-    lora: Lora = Lora()
-    evaluate_every: int = Field(0, ge=0)
-    """Score dev every so many steps and keep the best adapter; 0: only at the end."""
+# --- compile ---------------------------------------------------------------------------------------------------------
 
 
 class Compile(Keys):
@@ -395,6 +322,10 @@ class Origin(Keys):
     """The last stage that changed it."""
     folder: str
     """The folder of that spec, relative to this file; Python functions are imported from there."""
+
+
+__all__ = ["Clip", "HalvingSearch", "Keys", "Lora", "MmGrpo"]
+"""Defined beside this file, and part of what a spec is made of."""
 
 
 class Spec(Keys):

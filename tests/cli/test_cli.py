@@ -56,9 +56,9 @@ def folder(tmp_path: Path, tiny_model_dir: Path) -> Path:
 def test_help_check_and_import_load_nothing_heavy() -> None:
     code = """
 import sys
-from mmc.cli import run
-assert run(["--help"]) == 0
-assert run(["check", "specs/helpdesk.yaml"]) == 0
+from mmc.cli import execute
+assert execute(["--help"]) == 0
+assert execute(["check", "specs/helpdesk.yaml"]) == 0
 heavy = {"torch", "transformers", "litellm", "optuna", "peft"} & set(sys.modules)
 assert not heavy, heavy
 """
@@ -140,7 +140,7 @@ def test_an_unset_variable_is_an_environment_problem() -> None:
 def test_a_crash_writes_a_log_and_shows_no_traceback(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from mmc.cli import run
+    from mmc.cli import execute
     from mmc.spec import schema
 
     def crash() -> None:
@@ -148,7 +148,7 @@ def test_a_crash_writes_a_log_and_shows_no_traceback(
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(schema, "json_schema", crash)
-    assert run(["schema"]) == 1
+    assert execute(["schema"]) == 1
     shown = capsys.readouterr().err
     assert "this is a bug in mmc: RuntimeError: surprise" in shown and "Traceback" not in shown
     log = next((tmp_path / ".mmc").glob("crash-*.log"))
