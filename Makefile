@@ -2,7 +2,6 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# bm25s would import JAX where it is installed; nothing here needs it.
 export TOKENIZERS_PARALLELISM = false
 export HF_HUB_OFFLINE ?= 1
 export PYTHONUNBUFFERED = 1
@@ -36,8 +35,8 @@ lint: setup ## ruff, mypy strict, import-linter
 slow: setup ## proofs that take long: learning on real data, killed and resumed compiles
 	$(BIN)/python -m pytest -m slow
 
-bench: setup ## ratios against one sequence at a time, measured side by side
-	$(BIN)/python -m tests.bench
+bench: setup ## a step on the trie against padded batches, measured side by side
+	$(BIN)/python tests/bench/trie_step.py
 
 clean: ## remove what setup, demo and test made
 	rm -rf $(VENV) .mmc build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
