@@ -2,8 +2,9 @@
 
     python tests/bench/trie_step.py [--json FILE] [--pairs N]
 
-Both sides run the same model (SmolLM2-135M, float32, LoRA rank 16 on all linear layers) on the same completions of the same prompts, in turn, and
-give the same gradient; the ratio of the wall times is printed pair by pair. Padded: transformers' own SDPA attention, one batch a group.
+Both sides run the same model (SmolLM2-135M, float32, LoRA rank 16 on all linear layers) on the same completions of the
+same prompts, in turn, and give the same gradient; the ratio of the wall times is printed pair by pair. Padded:
+transformers' own SDPA attention, one batch a group.
 """
 
 from __future__ import annotations
