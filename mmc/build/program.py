@@ -7,10 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from jinja2 import meta
-
 from mmc.program.graph import Program
-from mmc.prompt import Template, environment
 from mmc.spec import rewrite
 from mmc.spec.marks import KeyPath
 from mmc.spec.model import Bm25Tool, EnumType, Spec
@@ -23,23 +20,10 @@ def template_files(program: Program) -> dict[str, dict[str, str]]:
     """
     found = {}
     for name, template in program.templates.items():
-        included = _includes(template)
+        included = template.includes
         folder = f"templates/{name}" if included else "templates"
         own = f"{folder}/{name}.j2" if not included else f"{folder}/{template.path.name}"
         found[name] = {own: template.source, **{f"{folder}/{key}": text for key, text in included.items()}}
-    return found
-
-
-def _includes(template: Template) -> dict[str, str]:
-    """Source of everything a template includes, by the name it is included under."""
-    found: dict[str, str] = {}
-    waiting = [template.source]
-    while waiting:
-        tree = environment().parse(waiting.pop())
-        for name in meta.find_referenced_templates(tree):
-            if name is not None and name not in found:
-                found[name] = (template.path.parent / name).read_text(encoding="utf-8")
-                waiting.append(found[name])
     return found
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import mmc
+from mmc.build.lock import sha256_of
 from mmc.compile.progress import Progress
 from mmc.compile.record import digest, read_json, write_json
 from mmc.data import Example, fingerprint
@@ -19,6 +20,7 @@ from mmc.program.evaluate import evaluate
 from mmc.program.graph import Program
 from mmc.program.run import RunSettings
 from mmc.program.trajectory import Trajectory
+from mmc.spec.model import Bm25Tool, EnumType
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class State:
         return {
             "mmc": mmc.__version__,
             **core,
+            "files": _files(self.program),
             "templates": {name: t.sha256 for name, t in self.program.templates.items()},
             "adapters": {module: _folder_digest(folder) for module, folder in self.adapters.items()},
         }
@@ -134,6 +137,16 @@ def trace(trajectory: Trajectory) -> dict[str, Any]:
         ],
         "tools": [{"tool": t.tool, "inputs": t.inputs, "result": t.result, "error": t.error} for t in trajectory.tools],
     }
+
+
+def _files(program: Program) -> dict[str, str]:
+    """Hashes of the corpora and enum files that the program reads."""
+    loaded = program.loaded
+    names = [tool.corpus for tool in loaded.spec.tools.values() if isinstance(tool, Bm25Tool)]
+    for module in loaded.spec.modules.values():
+        declared = (o.enum for o in module.outputs.values() if isinstance(o, EnumType) and isinstance(o.enum, str))
+        names += [name for name in declared if "{{" not in name]
+    return {name: sha256_of(loaded.resolve(name)) for name in names}
 
 
 def _folder_digest(folder: Path) -> str:

@@ -49,9 +49,25 @@ class Template:
     def name(self) -> str:
         return self.path.name
 
+    @cached_property
+    def includes(self) -> Mapping[str, str]:
+        """Source of everything the template includes, directly or not, by the name it is included under."""
+        found: dict[str, str] = {}
+        waiting = [self.source]
+        while waiting:
+            for name in meta.find_referenced_templates(self._environment.parse(waiting.pop())):
+                if name is not None and name not in found:
+                    found[name] = (self.path.parent / name).read_text(encoding="utf-8")
+                    waiting.append(found[name])
+        return found
+
     @property
     def sha256(self) -> str:
-        return hashlib.sha256(self.source.encode()).hexdigest()
+        """SHA-256 of the source and of all it includes."""
+        found = hashlib.sha256(self.source.encode())
+        for name, source in sorted(self.includes.items()):
+            found.update(f"\0{name}\0{source}".encode())
+        return found.hexdigest()
 
     @cached_property
     def slots(self) -> Mapping[str, str]:

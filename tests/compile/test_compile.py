@@ -202,6 +202,23 @@ def test_a_changed_input_makes_later_stages_stale_alone(folder: Path) -> None:
     ]
 
 
+def test_a_changed_corpus_or_included_file_is_noticed(folder: Path) -> None:
+    from mmc.compile.state import State
+    from mmc.program.graph import Program
+
+    (folder / "pick.j2").write_text("{% user %}{% include 'part.j2' %}{{ question }} {{ hits[0].title }}{% enduser %}")
+    (folder / "part.j2").write_text("Well: ")
+    found = []
+    for file, text in (("", ""), ("docs.jsonl", '{"title": "ant", "text": "an animal"}\n'), ("part.j2", "So: ")):
+        if file:
+            (folder / file).write_text(text)
+        found.append(json.dumps(State(Program.build(load(folder / "spec.yaml"))).fingerprint(), sort_keys=True))
+    assert len(set(found)) == 3
+    result = compiled(folder, "compile.strategy=[]")
+    assert (result.build / "templates/pick/part.j2").read_text() == "So: "
+    assert Program.build(load(result.build)).templates["pick"].includes == {"part.j2": "So: "}
+
+
 def test_a_stage_that_makes_dev_worse_is_rolled_back(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mmc.compile import pipeline
 
