@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 
 from mmc.data import read_rows
-from mmc.errors import Diagnostic, EnvironmentProblem, InvalidError
+from mmc.errors import Diagnostic, InvalidError
 from mmc.program.expression import compile_value, names_in
 from mmc.prompt import Template
 from mmc.spec import model
@@ -264,8 +264,6 @@ class _Checker:
         """Checks that a data file can be read and that its first row has the ``wanted`` columns."""
         try:
             rows = read_rows(self.loaded.resolve(name))
-        except EnvironmentProblem as error:
-            raise EnvironmentProblem(self.loaded.diagnostic(path, str(error)).render()) from None
         except InvalidError as error:
             for problem in error.diagnostics:
                 self.found.append(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+# Texts in quotes are passed over whole: a tag written inside one is no tag.
+_INSIDE = r"""(?:"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|[^"'])*?"""
 _PIECES = re.compile(
     r"(?P<comment>\{#.*?#\})"
     r"|(?P<raw>\{%[-+]?\s*raw\s*[-+]?%\}.*?\{%[-+]?\s*endraw\s*[-+]?%\})"
     r"|(?P<slot>\{%[-+]?\s*slot\s+(?P<name>\w+)\s*[-+]?%\})"
     r"|(?P<end>\{%[-+]?\s*endslot\s*[-+]?%\})"
-    r"|(?P<other>\{%.*?%\}|\{\{.*?\}\})",
+    rf"|(?P<other>\{{%{_INSIDE}%\}}|\{{\{{{_INSIDE}\}}\}})",
     re.DOTALL,
 )
 

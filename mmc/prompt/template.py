@@ -123,12 +123,15 @@ class Template:
     def with_slot(self, name: str, text: str) -> Template:
         """The template with ``text`` (template source; escape what is not) in a slot; all other bytes stay.
 
-        Raises KeyError when there is no such slot.
+        Raises KeyError when there is no such slot, ValueError when ``text`` would open or close one.
         """
         slot = next((s for s in find_slots(self.source) if s.name == name), None)
         if slot is None:
             raise KeyError(name)
-        return Template(self.path, fill(self.source, slot, text))
+        changed = Template(self.path, fill(self.source, slot, text))
+        if list(changed.slots) != list(self.slots):
+            raise ValueError(f"the text for the slot {name!r} would change which slots there are; escape it")
+        return changed
 
     def _check_slots(self) -> None:
         names = [slot.name for slot in find_slots(self.source)]

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
+from yaml import ScalarNode
 
 from mmc.errors import Diagnostic, EnvironmentProblem, InvalidError
 from mmc.spec import model
@@ -43,8 +44,13 @@ class LoadedSpec:
         return self.document.diagnostic(path, message, hint)
 
     def resolve(self, text: str) -> Path:
-        """A path of the spec as an absolute one. Raises EnvironmentProblem when it needs an unset variable."""
-        return (self.folder / Path(expand(text)).expanduser()).resolve()
+        """A path of the spec as an absolute one. Raises EnvironmentProblem, with its place, when a variable is unset."""
+        try:
+            return (self.folder / Path(expand(text)).expanduser()).resolve()
+        except EnvironmentProblem as error:
+            nodes = self.document.values.items()
+            place = next((path for path, node in nodes if isinstance(node, ScalarNode) and node.value == text), ())
+            raise EnvironmentProblem(self.diagnostic(place, str(error)).render()) from None
 
     def reparsed(self, text: str) -> LoadedSpec:
         """The same place with another text."""
@@ -171,9 +177,3 @@ def _mappings() -> Iterator[type[Keys]]:
     for value in vars(model).values():
         if isinstance(value, type) and issubclass(value, Keys) and value is not Keys:
             yield value
-
-
-def environment_message(loaded: LoadedSpec, path: KeyPath, error: EnvironmentProblem) -> EnvironmentProblem:
-    """The same problem, with the place in the spec that needs it."""
-    where = loaded.diagnostic(path, str(error))
-    return EnvironmentProblem(where.render())

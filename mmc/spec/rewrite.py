@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import yaml
 
+from mmc.errors import InvalidError
 from mmc.spec.marks import Document, KeyPath, parse
 
 _PLAIN = re.compile(r"^[A-Za-z_./][A-Za-z0-9_./-]*$")
@@ -26,7 +29,7 @@ def flow(value: object) -> str:
     if value is None or isinstance(value, bool | int):
         return json.dumps(value)
     if isinstance(value, float):
-        return repr(value) if value == value and abs(value) != float("inf") else json.dumps(str(value))
+        return repr(value) if abs(value) < float("inf") else f"{'-' if value < 0 else ''}.inf"
     raise TypeError(f"{type(value).__name__} cannot be written to a spec")
 
 
@@ -49,8 +52,33 @@ def rewrite(text: str, changes: Mapping[KeyPath, object]) -> str:
     Raises InvalidError when ``text`` is not a YAML mapping, KeyError when a path leads through something that is no mapping.
     """
     for path, value in changes.items():
+        wanted = copy.deepcopy(parse(text, "spec").data)
         text = _set(text, path, value)
+        _put(wanted, path, value)
+        try:
+            same = parse(text, "spec").data == wanted
+        except InvalidError:
+            same = False
+        if not same:
+            name = ".".join(map(str, path))
+            raise InvalidError(f"{name} cannot be set in place: an anchor or alias is involved; write the value out")
     return text
+
+
+def _put(data: Any, path: KeyPath, value: object) -> None:
+    """Sets the value in plain data; missing mappings on the way are made."""
+    for part in path[:-1]:
+        if isinstance(data, dict) and data.get(part) is None:
+            data[part] = {}
+        data = data[part]
+    data[path[-1]] = _plain(value)
+
+
+def _plain(value: object) -> object:
+    """``value`` as YAML gives it back."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _set(text: str, path: KeyPath, value: object) -> str:

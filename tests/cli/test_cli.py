@@ -134,7 +134,10 @@ def test_an_unset_variable_is_an_environment_problem() -> None:
     environment = {k: v for k, v in os.environ.items() if k != "MMC_DATA"}
     command = [sys.executable, "-m", "mmc", "check", "specs/banking77.yaml"]
     found = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, check=False)
-    assert found.returncode == 4 and "MMC_DATA is not set" in found.stderr
+    assert (
+        found.returncode == 4
+        and "banking77.yaml:16:22: error: the environment variable MMC_DATA is not set" in found.stderr
+    )
 
 
 def test_a_crash_writes_a_log_and_shows_no_traceback(

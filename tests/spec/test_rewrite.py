@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mmc.errors import InvalidError
 from mmc.spec import rewrite
 from mmc.spec.marks import KeyPath, parse
 
@@ -69,3 +71,9 @@ def test_only_the_value_changes() -> None:
     assert rewrite(TEXT, {("a",): 5}) == TEXT.replace("a: 1 ", "a: 5 ")
     assert rewrite(TEXT, {("b", "c"): ["z"]}) == TEXT.replace("[x, y]", "[z]")
     assert rewrite(TEXT, {("g", 0, "k"): True}) == TEXT.replace("    i: 4\n", "    i: 4\n    k: true\n")
+
+
+@pytest.mark.parametrize(("text", "path"), [("a: &z 1\nb: *z\n", ("a",)), ("a: &z {k: 1}\nb: *z\n", ("b", "k"))])
+def test_what_an_anchor_shares_is_refused_instead_of_changed_elsewhere(text: str, path: KeyPath) -> None:
+    with pytest.raises(InvalidError, match="an anchor or alias is involved"):
+        rewrite(text, {path: 2})
