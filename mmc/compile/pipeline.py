@@ -53,7 +53,7 @@ def compile_spec(job: CompileJob) -> CompileResult:
     with locked(folder):
         job.progress.say(f"run folder: {folder} (an interrupted compile goes on from there)")
         job.progress.begin("loading the model", 1)
-        context = Context(open_engines(loaded), data, loaded.spec.compile.seed, folder, job.progress)
+        context = Context(open_engines(loaded), data, loaded.spec.compile.seed, folder, job.progress, job.trust)
         job.progress.advance(1)
         first = _first_state(context, program)
         try:

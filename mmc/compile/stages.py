@@ -49,7 +49,8 @@ def prompts(context: Context, state: State, folder: Path) -> tuple[State, str]:
 def weights(context: Context, state: State, folder: Path) -> tuple[State, str]:
     """mmGRPO: trains adapters."""
     try:
-        from mmc.mmgrpo.train import StepReport, TrainingJob, train
+        from mmc.mmgrpo.report import StepReport
+        from mmc.mmgrpo.train import TrainingJob, train
     except ImportError as error:
         raise EnvironmentProblem(f"training needs {error.name}: pip install 'mmc[local]'") from error
     found = read_json(folder / "result.json")
@@ -70,16 +71,52 @@ def weights(context: Context, state: State, folder: Path) -> tuple[State, str]:
                 seed=context.seed,
                 folder=folder / "training",
                 initial=state.adapters,
+                trust=context.trust,
+                on_step=on_step,
+                say=lambda line: context.progress.say(f"weights: {line}"),
+            )
+        )
+        found = {"note": f"{result.steps} steps of mmGRPO", "adapters": _relative(result.adapters, folder)}
+        write_json(folder / "result.json", found)
+    return with_adapters(context, state, {m: folder / path for m, path in found["adapters"].items()}), found["note"]
+
+
+def distill(context: Context, state: State, folder: Path) -> tuple[State, str]:
+    """Supervised training on passing runs."""
+    try:
+        from mmc.mmgrpo.distill import DistillJob, DistillReport
+        from mmc.mmgrpo.distill import distill as run
+    except ImportError as error:
+        raise EnvironmentProblem(f"training needs {error.name}: pip install 'mmc[local]'") from error
+    found = read_json(folder / "result.json")
+    if found is None:
+        context.progress.begin("distill", 1)
+
+        def on_step(report: DistillReport) -> None:
+            context.progress.begin("distill", report.steps)
+            context.progress.advance(report.step, f"loss {report.loss:.3f}")
+
+        result = run(
+            DistillJob(
+                program=state.program,
+                engines=context.engines,
+                train=context.data["train"],
+                config=state.program.spec.compile.distill,
+                seed=context.seed,
+                folder=folder / "training",
+                initial=state.adapters,
+                trust=context.trust,
                 on_step=on_step,
             )
         )
-        steps = state.program.spec.compile.weights.steps
-        found = {
-            "note": f"{steps} steps of mmGRPO",
-            "adapters": {module: str(path.relative_to(folder)) for module, path in result.adapters.items()},
-        }
+        note = f"{result.passed} of {result.runs} runs passed, on {result.covered} of {result.examples} examples"
+        found = {"note": note, "adapters": _relative(result.adapters, folder)}
         write_json(folder / "result.json", found)
     return with_adapters(context, state, {m: folder / path for m, path in found["adapters"].items()}), found["note"]
+
+
+def _relative(adapters: Mapping[str, Path], folder: Path) -> dict[str, str]:
+    return {module: str(path.relative_to(folder)) for module, path in adapters.items()}
 
 
 def with_adapters(context: Context, state: State, folders: Mapping[str, Path]) -> State:
@@ -91,5 +128,5 @@ def with_adapters(context: Context, state: State, folders: Mapping[str, Path]) -
     return State(state.program.with_adapters(names), {**state.adapters, **folders})
 
 
-STAGES: Mapping[str, Stage] = {"prompts": prompts, "weights": weights}
+STAGES: Mapping[str, Stage] = {"prompts": prompts, "distill": distill, "weights": weights}
 """Name in ``compile.strategy`` -> stage."""

@@ -33,7 +33,7 @@ class State:
     def fingerprint(self) -> dict[str, Any]:
         """What its behaviour depends on."""
         spec = self.program.spec.model_dump(mode="json", by_alias=True)
-        core = {key: spec[key] for key in ("models", "tools", "modules", "program", "metric")}
+        core = {key: spec[key] for key in ("models", "tools", "modules", "program", "metric", "shaping")}
         return {
             "mmc": mmc.__version__,
             **core,
@@ -52,6 +52,7 @@ class Context:
     seed: int
     folder: Path
     progress: Progress
+    trust: bool = False
 
     def data_fingerprint(self, *splits: str) -> dict[str, str]:
         return {split: fingerprint(self.data[split]) for split in splits}

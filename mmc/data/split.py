@@ -114,7 +114,8 @@ def load_split(loaded: LoadedSpec, split: SplitName) -> tuple[Example, ...]:
 
 
 def _check_columns(loaded: LoadedSpec, split: str, source: DataSource, rows: Sequence[Row]) -> None:
-    wanted = {("id",): source.id, ("balance",): source.balance}
+    wanted: dict[tuple[str, ...], str | None] = {("id",): source.id, ("balance",): source.balance}
+    wanted |= {("where", column): column for column in source.where}
     for key, column in wanted.items():
         if column is not None and any(column not in row for row in rows):
             known = ", ".join(rows[0]) if rows else "none"
@@ -123,10 +124,13 @@ def _check_columns(loaded: LoadedSpec, split: str, source: DataSource, rows: Seq
 
 
 def _select(examples: Sequence[Example], source: DataSource) -> list[Example]:
-    """Shuffle, part, balance, limit: in this order."""
+    """Shuffle, where, part, balance, limit: in this order."""
     chosen = list(examples)
     if source.shuffle is not None:
         random.Random(source.shuffle).shuffle(chosen)
+    for column, value in source.where.items():
+        allowed = value if isinstance(value, list) else [value]
+        chosen = [example for example in chosen if example.row[column] in allowed]
     low, high = source.part
     chosen = chosen[round(low * len(chosen)) : round(high * len(chosen))]
     if source.balance is not None:

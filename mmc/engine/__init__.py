@@ -37,13 +37,16 @@ def open_engines(loaded: LoadedSpec) -> dict[str, Engine]:
     Raises EnvironmentProblem when a model, an adapter or an extra is missing.
     """
     spec = loaded.spec
-    engines: dict[str, Engine] = {}
-    for name in dict.fromkeys(module.model for module in spec.modules.values()):
-        folders = {
-            folder: loaded.resolve(folder)
-            for module, folder in spec.adapters.items()
-            if module in spec.modules and spec.modules[module].model == name
-        }
-        config = spec.models[name]
-        engines[name] = OPENERS[config.type](config, loaded.resolve, folders)
-    return engines
+    return {name: open_engine(loaded, name) for name in dict.fromkeys(m.model for m in spec.modules.values())}
+
+
+def open_engine(loaded: LoadedSpec, name: str) -> Engine:
+    """The engine of the model ``name``, with the adapters of that model's modules loaded."""
+    spec = loaded.spec
+    folders = {
+        folder: loaded.resolve(folder)
+        for module, folder in spec.adapters.items()
+        if module in spec.modules and spec.modules[module].model == name
+    }
+    config = spec.models[name]
+    return OPENERS[config.type](config, loaded.resolve, folders)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmc.errors import EnvironmentProblem
+from mmc.errors import EnvironmentProblem, UsageError
 
 
 @dataclass(frozen=True)
@@ -23,22 +23,36 @@ class LoraOptions:
     alpha: float
     dropout: float
     targets: str | list[str]
+    dora: bool = False
+    rslora: bool = False
+
+
+FULL = "model.safetensors"
+"""The file that tells a folder of whole weights from one of an adapter."""
 
 
 class Adapters:
-    """The adapters that hang on one model; at most one is active at a time."""
+    """The adapters that hang on one model; at most one is active at a time.
 
-    def __init__(self, model: Any, base_name: str) -> None:
+    Whole sets of weights (full fine-tuning) are kept beside the model's own and switched like adapters.
+    """
+
+    def __init__(self, model: Any, base_name: str, tokenizer: Any = None) -> None:
         self._model = model
         self._base_name = base_name
+        self._tokenizer = tokenizer
         self._peft: Any = None
+        self._full: dict[str, dict[str, Any]] = {}
+        self._plain: dict[str, Any] = {}
+        """The model's own weights while another set is in."""
         self._names: dict[str, str] = {}
         self._active: str | None = None
 
     def check(self, name: str | None) -> None:
         """Raises EnvironmentProblem when there is no adapter of that name."""
-        if name is not None and name not in self._names:
-            raise EnvironmentProblem(f"the model has no adapter {name!r}; it has {sorted(self._names) or 'none'}")
+        if name is not None and name not in self._names and name not in self._full:
+            known = sorted([*self._names, *self._full]) or "none"
+            raise EnvironmentProblem(f"the model has no adapter {name!r}; it has {known}")
 
     def create(self, name: str, options: LoraOptions, seed: int) -> None:
         """Adds a fresh adapter: A random by ``seed``, B zero. An adapter of that name is replaced."""
@@ -50,6 +64,8 @@ class Adapters:
             lora_alpha=options.alpha,
             lora_dropout=options.dropout,
             target_modules=options.targets,
+            use_dora=options.dora,
+            use_rslora=options.rslora,
             task_type="CAUSAL_LM",
             base_model_name_or_path=self._base_name,
         )
@@ -60,13 +76,32 @@ class Adapters:
         finally:
             torch.random.set_rng_state(state)
 
+    def create_full(self, name: str) -> None:
+        """Adds a copy of all the model's weights under ``name``. Raises UsageError on a model with adapters."""
+        if self._peft is not None:
+            raise UsageError("a model with adapters cannot be tuned in full; start from the plain model")
+        self._switch(None)
+        self._full[name] = {key: p.detach().clone() for key, p in self._model.named_parameters()}
+
+    def read_options(self, folder: Path) -> LoraOptions:
+        """The options the adapter in ``folder`` was made with. Raises EnvironmentProblem when it cannot be read."""
+        config = _read_config(folder)
+        targets = config.target_modules
+        targets = sorted(targets) if isinstance(targets, set) else targets
+        return LoraOptions(
+            config.r, config.lora_alpha, config.lora_dropout, targets, bool(config.use_dora), bool(config.use_rslora)
+        )
+
     def load(self, name: str, folder: Path) -> None:
-        """Adds the adapter saved in ``folder``; one of that name is replaced."""
-        from peft import PeftConfig
+        """Adds what is saved in ``folder``, an adapter or whole weights; one of that name is replaced."""
         from peft.utils import load_peft_weights, set_peft_model_state_dict
 
+        if (folder / FULL).exists() and not (folder / "adapter_config.json").exists():
+            self.create_full(name)
+            self.restore(name, folder)
+            return
+        config = _read_config(folder)
         try:
-            config = PeftConfig.from_pretrained(str(folder))
             weights = load_peft_weights(str(folder), device="cpu")
         except (OSError, ValueError) as error:
             raise EnvironmentProblem(f"the adapter {folder} cannot be loaded: {error}") from error
@@ -74,20 +109,36 @@ class Adapters:
         self._attach(name, config)
         set_peft_model_state_dict(self._peft, weights, adapter_name=self._names[name])
 
-    def assign(self, name: str, weights: dict[str, Any]) -> None:
-        """Puts ``weights`` (as :meth:`save` writes them) into an adapter that is there, in place."""
+    def restore(self, name: str, folder: Path) -> None:
+        """Puts what :meth:`save` wrote into an adapter that is there, in place."""
+        import torch
         from peft.utils import set_peft_model_state_dict
+        from safetensors.torch import load_file
 
-        set_peft_model_state_dict(self._peft, weights, adapter_name=self._names[name])
+        if name not in self._full:
+            weights = load_file(folder / "adapter_model.safetensors")
+            set_peft_model_state_dict(self._peft, weights, adapter_name=self._names[name])
+            return
+        from transformers import AutoModelForCausalLM
+
+        from mmc.engine.weights import quiet_transformers
+
+        with quiet_transformers(), torch.no_grad():
+            saved = AutoModelForCausalLM.from_pretrained(folder, dtype=next(iter(self._full[name].values())).dtype)
+            for key, tensor in saved.named_parameters():
+                self._full[name][key].copy_(tensor)
 
     def save(self, name: str, folder: Path) -> None:
-        """Writes the adapter in PEFT's own format straight into ``folder``."""
+        """Writes an adapter in PEFT's own format, whole weights in transformers', straight into ``folder``."""
         import json
 
         from peft.utils import get_peft_model_state_dict
         from safetensors.torch import save_file
 
         folder.mkdir(parents=True, exist_ok=True)
+        if name in self._full:
+            self._save_full(name, folder)
+            return
         inner = self._names[name]
         weights = get_peft_model_state_dict(self._peft, adapter_name=inner, save_embedding_layers=False)
         save_file(
@@ -100,25 +151,39 @@ class Adapters:
         text = json.dumps(plain, indent=2, sort_keys=True, default=str)
         (folder / "adapter_config.json").write_text(text + "\n", encoding="utf-8")
 
+    def _save_full(self, name: str, folder: Path) -> None:
+        from mmc.engine.weights import quiet_transformers
+
+        with quiet_transformers(), self.active(name):
+            self._model.save_pretrained(folder)
+            if self._tokenizer is not None:
+                self._tokenizer.save_pretrained(folder)
+
     def parameters(self, name: str) -> dict[str, Any]:
-        """The adapter's tensors by name, in a fixed order."""
+        """The tensors that training ``name`` changes, by name, in a fixed order."""
+        if name in self._full:
+            return {key: p for key, p in sorted(self._model.named_parameters()) if key in self._full[name]}
         inner = f".{self._names[name]}."
         return {key: p for key, p in sorted(self._peft.named_parameters()) if inner in key and "lora_" in key}
 
     @contextmanager
     def active(self, name: str | None, train: bool = False) -> Iterator[None]:
-        """Inside, the model runs with this adapter (None: without any); its tensors need gradient only to ``train``."""
-        if self._peft is None:
-            yield
-            return
-        if name is None:
+        """Inside, the model runs with this adapter (None: without any); its tensors need gradient only to ``train``.
+
+        Whole weights stay in until another name is asked for, so that an optimizer step after the block changes them.
+        """
+        self._switch(name if name in self._full else None)
+        if self._peft is not None and name is None:
             with self._peft.disable_adapter():
-                yield
+                yield from self._mode(name, train)
             return
-        if self._active != name:
+        if name in self._names and self._active != name:
             self._peft.set_adapter(self._names[name])
             self._active = name
-        if train:
+        yield from self._mode(name, train)
+
+    def _mode(self, name: str | None, train: bool) -> Iterator[None]:
+        if name is not None and train:
             for tensor in self.parameters(name).values():
                 tensor.requires_grad_(True)
         was = self._model.training
@@ -128,9 +193,21 @@ class Adapters:
         finally:
             self._model.train(was)
 
+    def _switch(self, name: str | None) -> None:
+        """Puts a whole set of weights into the model; None: its own."""
+        if not self._full:
+            return
+        parameters = dict(self._model.named_parameters())
+        if not self._plain:
+            self._plain = {key: parameters[key].data for key in next(iter(self._full.values()))}
+        for key, tensor in (self._full[name] if name is not None else self._plain).items():
+            parameters[key].data = tensor
+
     def _attach(self, name: str, config: Any) -> None:
         from peft import PeftModel
 
+        if self._full:
+            raise UsageError("a model that is tuned in full takes no adapters; use a build of it as another model")
         inner = self._names.get(name) or f"a{len(self._names)}"
         with warnings.catch_warnings():
             # PEFT asks transformers for something it has renamed; there is nothing for a user to do about it.
@@ -145,6 +222,15 @@ class Adapters:
         self._active = None
 
 
+def _read_config(folder: Path) -> Any:
+    from peft import PeftConfig
+
+    try:
+        return PeftConfig.from_pretrained(str(folder))
+    except (OSError, ValueError) as error:
+        raise EnvironmentProblem(f"the adapter {folder} cannot be loaded: {error}") from error
+
+
 def options(lora: Any) -> LoraOptions:
     """From the spec's ``lora`` block."""
-    return LoraOptions(lora.rank, lora.alpha, lora.dropout, lora.targets)
+    return LoraOptions(lora.rank, lora.alpha, lora.dropout, lora.targets, lora.dora, lora.rslora)

@@ -84,7 +84,8 @@ class Completion:
     log-probabilities under the distribution they were drawn from (temperature and constraint applied). ``allowed_T``
     holds for every position the token ids the constraint allowed there, None where all were; a position with
     exactly one allowed token was forced: its log-probability is 0 and it carries no gradient.
-    An engine that cannot give ids (a remote API) leaves the tuples empty.
+    An engine that cannot give ids (a remote API) leaves the tuples empty. ``exact`` says whether the log-probabilities are those
+    that training computes for the same tokens; another engine's, model's or program's are not, and training corrects for it.
     """
 
     text: str
@@ -96,6 +97,7 @@ class Completion:
     temperature: float = 1.0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    exact: bool = True
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ class LocalEngine:
         self.tokenizer = tokenizer
         self.stops = _stops(model, tokenizer)
         self.trie = TrieModel(model)
-        self.adapters = Adapters(model, base_name)
+        self.adapters = Adapters(model, base_name, tokenizer)
         self._constraints = Constraints(tokenizer, model.config.get_text_config().vocab_size, self.stops)
         self._batch_tokens = batch_tokens
         self._prompts: dict[tuple[Message, ...], list[int]] = {}
@@ -80,6 +80,25 @@ class LocalEngine:
 
     def count_tokens(self, messages: Sequence[Message]) -> int:
         return len(self._prompt(tuple(messages)))
+
+    def encode(self, request: Request, text: str, ended: bool = True) -> Completion:
+        """``text`` as if it had been sampled as the answer to ``request``: its tokens, what was allowed, log-probability 0.
+
+        ``ended`` says whether the turn ends after it. Raises RunFailure when the constraint forbids it or it is too long.
+        """
+        ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        ids += [min(self.stops)] if ended else []
+        if len(ids) > request.sampling.max_tokens:
+            raise RunFailure(f"the text has {len(ids)} tokens, more than max_tokens")
+        stream = self._stream(request)
+        for position, token in enumerate(ids):
+            allowed = stream.matcher.allowed() if stream.matcher is not None else None
+            if allowed is not None and token not in allowed:
+                raise RunFailure(
+                    f"the constraint does not allow {self.tokenizer.decode([token])!r} at token {position}"
+                )
+            stream.take(token, 0.0, allowed, self.stops)
+        return replace(self._completion(stream), temperature=1.0, exact=False)
 
     def close(self) -> None:
         self._decoders.clear()

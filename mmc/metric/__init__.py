@@ -19,7 +19,7 @@ from mmc.metric.recall import make_recall
 from mmc.spec.load import LoadedSpec
 from mmc.spec.marks import KeyPath
 
-__all__ = ["METRICS", "Interval", "Metric", "Score", "interval", "make_metric", "paired"]
+__all__ = ["METRICS", "Interval", "Metric", "Score", "interval", "make_metric", "make_shaping", "paired"]
 
 
 def _weighted(loaded: LoadedSpec, path: KeyPath, config: Any, trust: bool) -> Metric:
@@ -48,6 +48,17 @@ METRICS: Mapping[str, Callable[[LoadedSpec, KeyPath, Any, bool], Metric]] = {
 
 def _make(loaded: LoadedSpec, path: KeyPath, config: Any, trust: bool) -> Metric:
     return METRICS[config.type](loaded, path, config, trust)
+
+
+def make_shaping(loaded: LoadedSpec, trust: bool) -> dict[str, tuple[tuple[float, Metric], ...]]:
+    """For each module with shaping, its metrics and their weights."""
+    return {
+        module: tuple(
+            (part.weight, _make(loaded, ("shaping", module, i, "metric"), part.metric, trust))
+            for i, part in enumerate(parts)
+        )
+        for module, parts in loaded.spec.shaping.items()
+    }
 
 
 def make_metric(loaded: LoadedSpec, trust: bool) -> Metric:

@@ -4,62 +4,53 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from mmc.engine.adapters import Adapters
+from mmc.mmgrpo.policy import Policy
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """One finished step on disk. ``best`` is the best dev score so far and the step it belongs to."""
+class Place:
+    """Where a training stands: finished steps, position in the data, and what evaluations on dev have found so far."""
 
-    folder: Path
-    step: int
-    best: tuple[float, int] | None
+    step: int = 0
+    position: int = 0
+    best: float | None = None
+    best_step: int = 0
+    worse: int = 0
+    """Evaluations in a row that were no better than the best."""
+    stopped: bool = False
+    """Whether patience ran out."""
 
 
-def save(
-    folder: Path, step: int, adapters: Adapters, names: Iterable[str], optimizer: Any, best: tuple[float, int] | None
-) -> Checkpoint:
-    """Writes ``folder/step-<step>`` after ``step`` finished steps, then removes the older ones."""
-    final, temporary = folder / f"step-{step:06d}", folder / f"step-{step:06d}.tmp"
+def save(folder: Path, place: Place, policy: Policy) -> None:
+    """Writes ``folder/step-<step>`` after ``place.step`` finished steps, then removes the older ones."""
+    final, temporary = folder / f"step-{place.step:06d}", folder / f"step-{place.step:06d}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    for name in names:
-        adapters.save(name, temporary / "adapters" / name)
-    torch.save(optimizer.state_dict(), temporary / "optimizer.pt")
-    state = {"step": step, "best": best}
-    (temporary / "state.json").write_text(json.dumps(state) + "\n", encoding="utf-8")
+    policy.save(temporary / "adapters")
+    torch.save(policy.optimizer.state_dict(), temporary / "optimizer.pt")
+    (temporary / "state.json").write_text(json.dumps(asdict(place)) + "\n", encoding="utf-8")
     shutil.rmtree(final, ignore_errors=True)
     temporary.rename(final)
     for old in folder.glob("step-*"):
         if old != final:
             shutil.rmtree(old, ignore_errors=True)
-    return Checkpoint(final, step, best)
 
 
-def latest(folder: Path) -> Checkpoint | None:
-    """The last whole checkpoint in ``folder``."""
-    for path in sorted(folder.glob("step-??????"), reverse=True):
-        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        best = state["best"]
-        return Checkpoint(path, state["step"], tuple(best) if best else None)
-    return None
-
-
-def restore(checkpoint: Checkpoint, adapters: Adapters, names: Iterable[str], optimizer: Any) -> None:
-    """Puts a checkpoint's tensors into the adapters and the optimizer that stand ready."""
-    from safetensors.torch import load_file
-
-    for name in names:
-        stored = load_file(checkpoint.folder / "adapters" / name / "adapter_model.safetensors")
-        adapters.assign(name, stored)
-    optimizer.load_state_dict(torch.load(checkpoint.folder / "optimizer.pt", weights_only=True))
+def resume(folder: Path, policy: Policy) -> Place:
+    """Puts the last whole checkpoint in ``folder`` back; where the training stands then."""
+    folder.mkdir(parents=True, exist_ok=True)
+    place = Place()
+    for path in sorted(folder.glob("step-??????"), reverse=True)[:1]:
+        place = Place(**json.loads((path / "state.json").read_text(encoding="utf-8")))
+        policy.load(path / "adapters")
+        policy.optimizer.load_state_dict(torch.load(path / "optimizer.pt", weights_only=True))
+    trim_metrics(folder / "metrics.jsonl", place.step)
+    return place
 
 
 def trim_metrics(file: Path, step: int) -> None:

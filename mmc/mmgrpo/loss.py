@@ -1,4 +1,4 @@
-"""The policy-gradient loss, as a pure function of log-probabilities.
+"""The policy-gradient losses, as pure functions of log-probabilities.
 
 Everything is flat: F free tokens (sampled by choice; forced ones carry no gradient and do not count), ``call_F`` the call
 each belongs to. How tokens are averaged is a weight a token, computed once for a whole step: so a step may be cut into
@@ -14,41 +14,88 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-LossName = Literal["grpo", "dr_grpo", "dapo"]
+LossName = Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo"]
 
 
 @dataclass(frozen=True)
-class CallSize:
-    """What a token's weight depends on: its call's free tokens, its module's limit, the size of its group."""
+class Share:
+    """What a token's weight depends on: of the call (or the run, where runs count the same) that it belongs to."""
 
     tokens: int
+    """Its free tokens."""
     max_tokens: int
-    group_members: int
+    """Its limit of tokens."""
+    members: int
+    """The size of its group."""
 
 
-def _grpo(call: CallSize, groups: int, tokens: int) -> float:
+def _mean(share: Share, groups: int, tokens: int) -> float:
     """Mean over tokens, then members, then groups (the paper, equation 2)."""
-    return 1.0 / (call.tokens * call.group_members * groups)
+    return 1.0 / (share.tokens * share.members * groups)
 
 
-def _dr_grpo(call: CallSize, groups: int, tokens: int) -> float:
-    """Like grpo, but a token counts the same in short and long completions (arXiv 2503.20783)."""
-    return 1.0 / (call.max_tokens * call.group_members * groups)
+def _by_limit(share: Share, groups: int, tokens: int) -> float:
+    """As the mean, but a token counts the same in short and long completions (arXiv 2503.20783)."""
+    return 1.0 / (share.max_tokens * share.members * groups)
 
 
-def _dapo(call: CallSize, groups: int, tokens: int) -> float:
+def _all_tokens(share: Share, groups: int, tokens: int) -> float:
     """Mean over all tokens of the step (arXiv 2503.14476)."""
     return 1.0 / tokens
 
 
-WEIGHTS: Mapping[LossName, Callable[[CallSize, int, int], float]] = {"grpo": _grpo, "dr_grpo": _dr_grpo, "dapo": _dapo}
-"""Loss name -> weight of one token of a call. To add a loss, add its weight."""
+def _clipped(
+    ratio_F: Tensor, advantages_F: Tensor, logprobs_F: Tensor, low: float, high: float
+) -> tuple[Tensor, Tensor]:
+    """min(w A, clip(w) A); where it is clipped."""
+    whole, bounded = ratio_F * advantages_F, ratio_F.clamp(1 - low, 1 + high) * advantages_F
+    return torch.minimum(whole, bounded), bounded < whole
 
 
-def token_weights(calls: Sequence[CallSize], groups: int, loss: LossName) -> list[float]:
-    """The weight of a token of each call."""
-    tokens = sum(c.tokens for c in calls)
-    return [WEIGHTS[loss](call, groups, tokens) for call in calls]
+def _weighted(
+    ratio_F: Tensor, advantages_F: Tensor, logprobs_F: Tensor, low: float, high: float
+) -> tuple[Tensor, Tensor]:
+    """The ratio, cut at 1 + high, as a constant weight of A log p (arXiv 2506.13585)."""
+    weight_F = ratio_F.detach().clamp(max=1 + high)
+    return weight_F * advantages_F * logprobs_F, ratio_F.detach() > 1 + high
+
+
+@dataclass(frozen=True)
+class Loss:
+    """How tokens are averaged, over what the ratio is taken, and what is made of it."""
+
+    weight: Callable[[Share, int, int], float]
+    objective: Callable[[Tensor, Tensor, Tensor, float, float], tuple[Tensor, Tensor]] = _clipped
+    sequence: bool = False
+    """Whether the ratio is the geometric mean over a completion (arXiv 2507.18071)."""
+
+
+LOSSES: Mapping[LossName, Loss] = {
+    "grpo": Loss(_mean),
+    "dr_grpo": Loss(_by_limit),
+    "dapo": Loss(_all_tokens),
+    "gspo": Loss(_mean, sequence=True),
+    "cispo": Loss(_all_tokens, _weighted),
+}
+"""Name in the spec -> loss. To add one, add it here and to its name's type."""
+
+
+def token_weights(shares: Sequence[Share], groups: int, tokens: int, loss: LossName) -> list[float]:
+    """The weight of a token of each call; ``tokens`` are all free tokens of the step."""
+    return [LOSSES[loss].weight(share, groups, tokens) for share in shares]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """F tokens of C calls. ``old_F``: their log-probabilities under the policy before the step's first update; ``weights_F``
+    how much each counts, ``correction_F`` the importance of its objective, ``call_F`` its call, 0 to C - 1, in order.
+    """
+
+    old_F: Tensor
+    advantages_F: Tensor
+    weights_F: Tensor
+    correction_F: Tensor
+    call_F: Tensor
 
 
 @dataclass(frozen=True)
@@ -63,22 +110,23 @@ class PolicyLoss:
 
 
 def policy_loss(
+    name: LossName,
     logprobs_F: Tensor,
-    old_F: Tensor,
-    advantages_F: Tensor,
-    weights_F: Tensor,
+    batch: Batch,
     clip: tuple[float, float],
     kl: tuple[float, Tensor | None] = (0.0, None),
 ) -> PolicyLoss:
-    """Weighted sum over tokens of -min(w A, clip(w, 1 - low, 1 + high) A) + beta KL.
+    """Weighted sum over tokens of -correction x objective + beta KL.
 
-    ``old_F`` are the log-probabilities the tokens were sampled with; ``clip`` is (low, high); ``kl`` is (beta,
-    log-probabilities of the reference). KL is estimated as exp(d) - d - 1 with d = reference - policy.
+    ``clip`` is (low, high); ``kl`` is (beta, log-probabilities of the reference). KL is estimated as exp(d) - d - 1 with
+    d = reference - policy.
     """
-    ratio = torch.exp(logprobs_F - old_F)
-    bounded = ratio.clamp(1 - clip[0], 1 + clip[1])
-    per_token = -torch.minimum(ratio * advantages_F, bounded * advantages_F)
-    clipped = ((bounded * advantages_F) < (ratio * advantages_F)).sum().item()
+    log_ratio_F = logprobs_F - batch.old_F
+    if LOSSES[name].sequence:
+        log_ratio_F = mean_by_call(log_ratio_F, batch.call_F)
+    ratio_F = torch.exp(log_ratio_F)
+    objective_F, clipped_F = LOSSES[name].objective(ratio_F, batch.advantages_F, logprobs_F, *clip)
+    per_token = -objective_F * batch.correction_F
     beta, reference_F = kl
     estimate = 0.0
     if beta and reference_F is not None:
@@ -86,4 +134,23 @@ def policy_loss(
         kl_F = torch.exp(difference) - difference - 1
         estimate = kl_F.sum().item()
         per_token = per_token + beta * kl_F
-    return PolicyLoss((per_token * weights_F).sum(), float(clipped), estimate)
+    return PolicyLoss((per_token * batch.weights_F).sum(), float(clipped_F.sum().item()), estimate)
+
+
+def mean_by_call(values_F: Tensor, call_F: Tensor) -> Tensor:
+    """The mean over each call's tokens, at every one of them."""
+    return sum_by_call(values_F, call_F) / sum_by_call(torch.ones_like(values_F), call_F)
+
+
+def sum_by_call(values_F: Tensor, call_F: Tensor) -> Tensor:
+    """The sum over each call's tokens, at every one of them."""
+    calls = int(call_F.max()) + 1 if len(call_F) else 0
+    return torch.zeros(calls, dtype=values_F.dtype, device=values_F.device).index_add(0, call_F, values_F)[call_F]
+
+
+def importance(policy_F: Tensor, sampler_F: Tensor, call_F: Tensor, level: str, cap: float) -> Tensor:
+    """min(policy / sampler, cap) of tokens that somebody else sampled; of whole completions for level ``sequence``."""
+    log_ratio_F = policy_F - sampler_F
+    if level == "sequence":
+        log_ratio_F = sum_by_call(log_ratio_F, call_F)
+    return torch.exp(log_ratio_F).clamp(max=cap).detach()

@@ -1,68 +1,34 @@
-"""The loop of mmGRPO: roll out, group, update; checkpoint after every step."""
+"""The loop of mmGRPO (the paper's algorithm 1): roll out, group, update; checkpoint after every step."""
 
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from statistics import fmean
 
 import torch
 
 from mmc.data import Example
-from mmc.engine.adapters import options
 from mmc.engine.base import Engine, seed_of
-from mmc.engine.local import LocalEngine
-from mmc.errors import UsageError
+from mmc.metric import Metric
 from mmc.mmgrpo import checkpoint
 from mmc.mmgrpo.advantage import has_spread
-from mmc.mmgrpo.group import Group, Rewards, form_groups
-from mmc.mmgrpo.rollout import batch
-from mmc.mmgrpo.update import UpdateReport, training_calls, update
+from mmc.mmgrpo.audit import audit
+from mmc.mmgrpo.checkpoint import Place
+from mmc.mmgrpo.group import Rewards, Shaping, form_groups
+from mmc.mmgrpo.policy import Policy, learning_rate, make_policy
+from mmc.mmgrpo.report import StepFacts, StepReport, alarm, step_report
+from mmc.mmgrpo.rollout import Rollouts, Sampler
+from mmc.mmgrpo.teacher import open_teachers, teach
+from mmc.mmgrpo.update import ModuleTerms, training_calls, update
 from mmc.program.evaluate import evaluate
 from mmc.program.graph import Program
-from mmc.program.run import RunSettings, run_all
-from mmc.program.trajectory import Trajectory
-from mmc.spec.model import MmGrpo
-
-SHARED = "shared"
-"""Name of the adapter that all trained modules share."""
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """One finished step. Rewards and shares are means over its runs or groups."""
-
-    step: int
-    steps: int
-    reward: float
-    spread: float
-    """Mean over groups of max - min reward."""
-    useful: float
-    """Share of groups with spread."""
-    failures: float
-    """Share of interrupted runs."""
-    groups: int
-    loss: float
-    entropy: float
-    kl: float
-    clipped: float
-    grad_norm: float
-    drift: float
-    learning_rate: float
-    tokens: int
-    """Tokens that carried gradient."""
-    tokens_packed: int
-    """Distinct tokens computed for them."""
-    tokens_plain: int
-    """Tokens that one sequence at a time would have computed."""
-    seconds_rollout: float
-    seconds_update: float
-    seconds: float
-    dev: float | None = None
+from mmc.program.run import RunSettings
+from mmc.program.trajectory import Call
+from mmc.spec.model import MmGrpo, Spec, Training
 
 
 @dataclass(frozen=True)
@@ -78,12 +44,15 @@ class TrainingJob:
     folder: Path
     initial: Mapping[str, Path] = field(default_factory=dict)
     """Module -> adapter folder to go on from; a fresh adapter where there is none."""
+    trust: bool = False
+    """Whether teachers may run Python of their own."""
     on_step: Callable[[StepReport], None] = lambda report: None
+    say: Callable[[str], None] = lambda line: None
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """The trained adapters by module (folders in PEFT format) and the program that uses them."""
+    """The trained adapters by module (folders in PEFT format), the program that uses them, and the steps that were made."""
 
     adapters: Mapping[str, Path]
     program: Program
@@ -92,174 +61,127 @@ class TrainingResult:
 
 def train(job: TrainingJob) -> TrainingResult:
     """Runs (or resumes) the training. Raises UsageError when no module can be trained."""
-    names = _adapter_names(job)
-    engine = _engine(job, names)
     config = job.config
-    for name in dict.fromkeys(names.values()):
-        _begin(job, engine, name, next(m for m, n in names.items() if n == name))
-    program = job.program.with_adapters(names)
-    optimizer = _optimizer(engine, names, config)
-    done, best = _resume(job, engine, names, optimizer)
+    policy = make_policy(job.program, job.engines, config, job.folder.name, job.seed, job.initial)
+    program = job.program.with_adapters(policy.names)
+    sampler = make_sampler(job, program, policy)
+    place = checkpoint.resume(job.folder, policy)
+    unreadable = _unreadable_so_far(job.folder / "metrics.jsonl")
     with (job.folder / "metrics.jsonl").open("a", encoding="utf-8") as metrics:
-        for step in range(done, config.steps):
-            report = train_step(job, program, engine, optimizer, step)
-            last = step + 1 == config.steps
-            if config.evaluate_every and ((step + 1) % config.evaluate_every == 0 or last):
-                report, best = _evaluate(job, program, engine, report, best)
-            checkpoint.save(job.folder, step + 1, engine.adapters, dict.fromkeys(names.values()), optimizer, best)
+        for step in range(place.step, config.steps):
+            if place.stopped:
+                break
+            report, position = train_step(job, sampler, policy, step, place.position)
+            place = replace(place, step=step + 1, position=position)
+            if config.evaluate_every and ((step + 1) % config.evaluate_every == 0 or step + 1 == config.steps):
+                report, place = _evaluate(job, program, policy, report, place)
+            checkpoint.save(job.folder, place, policy)
             metrics.write(json.dumps(asdict(report)) + "\n")
             metrics.flush()
+            unreadable.append(report.unreadable)
+            if warning := alarm(unreadable):
+                job.say(warning)
             job.on_step(report)
-    return _result(job, program, engine, names, best)
+    if place.best is not None:
+        policy.load(job.folder / "best")
+    return TrainingResult(policy.save(job.folder / "final"), program, place.step)
 
 
-def train_step(
-    job: TrainingJob, program: Program, engine: LocalEngine, optimizer: torch.optim.Optimizer, step: int
-) -> StepReport:
-    """One step of the paper's algorithm 1."""
+def train_step(job: TrainingJob, sampler: Sampler, policy: Policy, step: int, position: int) -> tuple[StepReport, int]:
+    """One step: sample runs, group their calls, update. Gives its report and the position in the data after it."""
     config, start = job.config, time.perf_counter()
-    rate = learning_rate(config, step)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    examples = batch(job.train, config.examples, step, job.seed)
-    settings = RunSettings(stage="weights", step=step, seed=job.seed, temperature=config.temperature)
-    runs = run_all(program, job.engines, examples, settings, rollouts=config.rollouts)
+    rate = learning_rate(config, step, config.steps)
+    policy.set_rate(rate, config.learning_rate)
+    rollouts = sampler.sample(step, position)
+    if step == 0:
+        _audit(job, rollouts)
     sampled = time.perf_counter()
-
-    names = _adapter_names(job)
-    groups = form_groups(runs, names.keys(), Rewards(config.failure_reward, config.format_reward), config.groups)
-    kept = groups if config.kl else [g for g in groups if has_spread(g.rewards_C)]
-    calls = training_calls(kept, config, names, {m: job.program.spec.modules[m].max_tokens for m in names})
+    kept = rollouts.groups if config.kl else [g for g in rollouts.groups if has_spread(g.rewards_C)]
+    calls = training_calls(kept, config, module_terms(job.program.spec, policy.names))
     torch.manual_seed(seed_of(job.seed, "update", step))
-    result = update(engine, optimizer, calls, config)
-    plain = sum(len(c.sampled.needed) for c in calls)
-    return _report(job, (step, rate, plain), runs, groups, result, (start, sampled))
+    result = update(policy.engine, policy.optimizer, calls, config)
+    facts = StepFacts(
+        step=step,
+        steps=config.steps,
+        learning_rate=rate,
+        resampled=rollouts.resampled,
+        tokens_plain=sum(len(c.sampled.needed) for c in calls),
+        epochs=config.inner_epochs,
+        seconds_rollout=sampled - start,
+        seconds_update=time.perf_counter() - sampled,
+    )
+    own = [run for run in rollouts.runs if run.rollout >= 0]
+    return step_report(facts, own, rollouts.groups, result), rollouts.position
 
 
-def learning_rate(config: MmGrpo, step: int) -> float:
-    """Linear warm-up from 0, then constant or falling linearly to a tenth."""
-    if step < config.warmup:
-        return config.learning_rate * (step + 1) / config.warmup
-    if not config.decay:
-        return config.learning_rate
-    share = (step - config.warmup) / max(1, config.steps - config.warmup)
-    return config.learning_rate * (1 - 0.9 * share)
+def make_sampler(job: TrainingJob, program: Program, policy: Policy) -> Sampler:
+    """Runs ``program`` and its teachers, and groups what they did as the spec says."""
+    config, modules = job.config, list(policy.names)
+    rewards = Rewards(config.failure_reward, config.format_reward, _shaping(job))
+    teachers = open_teachers(job.program, config.teachers, modules, job.engines, job.trust)
+    return Sampler(
+        program=program,
+        engines=job.engines,
+        examples=job.train,
+        config=config,
+        seed=job.seed,
+        group=lambda runs: form_groups(runs, modules, rewards, config.grouping, job.seed),
+        teach=lambda examples, step: teach(
+            teachers, program, policy.engine, modules, examples, ("weights", step, job.seed)
+        ),
+    )
 
 
-def _adapter_names(job: TrainingJob) -> dict[str, str]:
-    """Trained module -> name of its adapter."""
-    trained = [name for name, module in job.program.spec.modules.items() if module.train]
-    shared = job.config.adapters == "shared"
-    return {name: f"{job.folder.name}.{SHARED if shared else name}" for name in trained}
+def module_terms(spec: Spec, names: Mapping[str, str]) -> dict[str, ModuleTerms]:
+    """What each trained module's calls are trained with."""
+    found = {}
+    for module, adapter in names.items():
+        declared = spec.modules[module]
+        weight = declared.train.weight if isinstance(declared.train, Training) else 1.0
+        found[module] = ModuleTerms(adapter, declared.max_tokens, weight)
+    return found
 
 
-def _begin(job: TrainingJob, engine: LocalEngine, name: str, module: str) -> None:
-    """Puts an adapter in place: the one to go on from, or a fresh one."""
-    if module in job.initial:
-        engine.adapters.load(name, job.initial[module])
-    else:
-        seed = seed_of(job.seed, "adapter", name.rpartition(".")[2])
-        engine.adapters.create(name, options(job.config.lora), seed)
+def _shaping(job: TrainingJob) -> dict[str, Shaping]:
+    """Module -> what its calls get beside the run's reward."""
+    rows = {example.id: example.row for example in job.train}
+
+    def shape(parts: Sequence[tuple[float, Metric]], call: Call, example_id: str) -> float:
+        known = {**call.inputs, **(call.outputs or {})}
+        return sum(weight * metric(known, rows[example_id]).value for weight, metric in parts)
+
+    return {module: partial(shape, parts) for module, parts in job.program.shaping.items()}
 
 
-def _engine(job: TrainingJob, names: Mapping[str, str]) -> LocalEngine:
-    """The one local engine that all trained modules run on."""
-    models = {job.program.spec.modules[module].model for module in names}
-    if len(models) != 1:
-        raise UsageError(
-            "weights: no module is trained; give one `train: true`"
-            if not models
-            else f"weights: the trained modules use different models ({', '.join(sorted(models))}); train one model at a time"
-        )
-    engine = job.engines[models.pop()]
-    if not isinstance(engine, LocalEngine):
-        raise UsageError(
-            "weights: only modules on a `type: local` model can be trained; set `train: false` on the others"
-        )
-    return engine
-
-
-def _optimizer(engine: LocalEngine, names: Mapping[str, str], config: MmGrpo) -> torch.optim.Optimizer:
-    tensors = [p for name in dict.fromkeys(names.values()) for p in engine.adapters.parameters(name).values()]
-    return torch.optim.AdamW(tensors, lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
-
-
-def _resume(
-    job: TrainingJob, engine: LocalEngine, names: Mapping[str, str], optimizer: torch.optim.Optimizer
-) -> tuple[int, tuple[float, int] | None]:
-    """How many steps are done, and the best dev score so far; tensors are put back."""
-    job.folder.mkdir(parents=True, exist_ok=True)
-    found = checkpoint.latest(job.folder)
-    checkpoint.trim_metrics(job.folder / "metrics.jsonl", found.step if found else 0)
-    if found is None:
-        return 0, None
-    checkpoint.restore(found, engine.adapters, dict.fromkeys(names.values()), optimizer)
-    return found.step, found.best
+def _audit(job: TrainingJob, rollouts: Rollouts) -> None:
+    """Says what the first rollouts tell about the reward; kept in ``audit.json``."""
+    own = [run for run in rollouts.runs if run.rollout >= 0]
+    found = audit(own, rollouts.groups, job.train, job.program.metric)
+    text = json.dumps({**asdict(found), "findings": found.findings()}, indent=2)
+    (job.folder / "audit.json").write_text(text + "\n", encoding="utf-8")
+    for line in found.findings():
+        job.say(line)
 
 
 def _evaluate(
-    job: TrainingJob, program: Program, engine: LocalEngine, report: StepReport, best: tuple[float, int] | None
-) -> tuple[StepReport, tuple[float, int]]:
+    job: TrainingJob, program: Program, policy: Policy, report: StepReport, place: Place
+) -> tuple[StepReport, Place]:
     """Scores dev greedily and keeps the adapters when they are the best so far."""
     settings = RunSettings(stage="weights-dev", step=0, seed=job.seed, temperature=0.0)
     score = evaluate(program, job.engines, job.dev, settings).interval.mean
-    if best is None or score > best[0]:
-        best = (score, report.step)
-        _save_adapters(engine, _adapter_names(job), job.folder / "best")
-    return StepReport(**asdict(report) | {"dev": score}), best
+    if place.best is None or score > place.best:
+        place = replace(place, best=score, best_step=report.step, worse=0)
+        policy.save(job.folder / "best")
+    else:
+        place = replace(place, worse=place.worse + 1)
+        if job.config.patience and place.worse >= job.config.patience:
+            place = replace(place, stopped=True)
+            job.say(f"stopped after step {report.step}: dev was best after step {place.best_step} ({place.best:.3f})")
+    return replace(report, dev=score), place
 
 
-def _save_adapters(engine: LocalEngine, names: Mapping[str, str], folder: Path) -> None:
-    temporary = folder.with_suffix(".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    for name in dict.fromkeys(names.values()):
-        engine.adapters.save(name, temporary / name.rpartition(".")[2])
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
-
-
-def _result(
-    job: TrainingJob, program: Program, engine: LocalEngine, names: Mapping[str, str], best: tuple[float, int] | None
-) -> TrainingResult:
-    """Writes ``final/``: the best adapters on dev where dev was looked at, else the last."""
-    final = job.folder / "final"
-    if best is not None:
-        for name in dict.fromkeys(names.values()):
-            engine.adapters.load(name, job.folder / "best" / name.rpartition(".")[2])
-    _save_adapters(engine, names, final)
-    folders = {module: final / name.rpartition(".")[2] for module, name in names.items()}
-    return TrainingResult(folders, program, job.config.steps)
-
-
-def _report(
-    job: TrainingJob,
-    at: tuple[int, float, int],
-    runs: Sequence[Trajectory],
-    groups: Sequence[Group],
-    result: UpdateReport,
-    times: tuple[float, float],
-) -> StepReport:
-    spreads = [max(g.rewards_C) - min(g.rewards_C) for g in groups] or [0.0]
-    tokens, now = max(1, result.tokens), time.perf_counter()
-    return StepReport(
-        step=at[0] + 1,
-        steps=job.config.steps,
-        reward=fmean(t.reward for t in runs),
-        spread=fmean(spreads),
-        useful=fmean(s > 1e-9 for s in spreads),
-        failures=fmean(t.ending != "done" for t in runs),
-        groups=len(groups),
-        loss=result.loss,
-        entropy=result.entropy / tokens,
-        kl=result.kl / tokens,
-        clipped=result.clipped / tokens / job.config.inner_epochs,
-        grad_norm=result.grad_norm,
-        drift=result.drift,
-        learning_rate=at[1],
-        tokens=result.tokens,
-        tokens_packed=result.packed,
-        tokens_plain=at[2],
-        seconds_rollout=times[1] - times[0],
-        seconds_update=now - times[1],
-        seconds=now - times[0],
-    )
+def _unreadable_so_far(metrics: Path) -> list[float]:
+    """The curve of unreadable completions, from before a resume."""
+    if not metrics.exists():
+        return []
+    return [json.loads(line)["unreadable"] for line in metrics.read_text(encoding="utf-8").splitlines()]

@@ -1,7 +1,8 @@
-"""One optimizer step over the calls of a step's groups, packed into forests."""
+"""The optimizer steps over the calls of a step's groups, packed into forests."""
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,25 +12,38 @@ from torch import Tensor
 
 from mmc.engine.local import LocalEngine
 from mmc.mmgrpo.advantage import advantages
-from mmc.mmgrpo.group import Group
-from mmc.mmgrpo.loss import CallSize, policy_loss, token_weights
+from mmc.mmgrpo.group import Group, Member
+from mmc.mmgrpo.loss import Batch, Share, importance, policy_loss, token_weights
+from mmc.program.trajectory import Call
 from mmc.spec.model import MmGrpo
 from mmc.trie.logprobs import Sampled, free_logprobs
 from mmc.trie.pack import split_by_budget
 
-FOREST_TOKENS = 6144
-"""Most nodes in one forward with gradient; a step with more is cut, and the gradients add up."""
-
 
 @dataclass(frozen=True)
+class ModuleTerms:
+    """What one module's calls are trained with."""
+
+    adapter: str
+    max_tokens: int
+    weight: float = 1.0
+    """In the loss."""
+
+
+@dataclass
 class TrainingCall:
-    """One sampled completion with everything its loss needs."""
+    """One sampled completion with everything its loss needs. F are its free tokens."""
 
     adapter: str
     sampled: Sampled
-    old_F: Sequence[float]
+    sampler_F: Sequence[float]
+    """Log-probabilities it was sampled with."""
     advantage: float
     weight: float
+    exact: bool = True
+    """Whether the trained policy itself sampled it, so that ``sampler_F`` are the policy's log-probabilities."""
+    old_F: Sequence[float] | None = None
+    """Log-probabilities under the policy before the step's first update; found then for calls that are not exact."""
 
 
 @dataclass
@@ -47,25 +61,58 @@ class UpdateReport:
     """Largest difference of a log-probability between sampling and the first forward of training."""
 
 
-def training_calls(
-    groups: Sequence[Group], config: MmGrpo, adapters: Mapping[str, str], max_tokens: Mapping[str, int]
-) -> list[TrainingCall]:
-    """The calls of ``groups`` that carry gradient. ``adapters`` and ``max_tokens`` are by module."""
-    chosen: list[tuple[Group, Sampled, list[float], float]] = []
-    for group in groups:
-        for member, advantage in zip(group.members, advantages(group.rewards_C, config.normalize), strict=True):
-            done = member.call.completion
-            sampled = Sampled(done.prompt_ids_T, done.ids_T, done.allowed_T, done.temperature)
-            free = sampled.free_T
-            if free:
-                chosen.append((group, sampled, [done.logprobs_T[t] for t in free], advantage))
-    sizes = [CallSize(len(old), max_tokens[group.module], len(group.members)) for group, _, old, _ in chosen]
-    weights = token_weights(sizes, len(groups), config.loss)
+def training_calls(groups: Sequence[Group], config: MmGrpo, modules: Mapping[str, ModuleTerms]) -> list[TrainingCall]:
+    """The calls of ``groups`` that carry gradient."""
+    chosen: list[tuple[Group, Member, Call, Sampled, float]] = []
+    found = advantages([group.rewards_C for group in groups], config.normalize)
+    for group, advantages_C in zip(groups, found, strict=True):
+        for member, advantage in zip(group.members, advantages_C, strict=True):
+            for call in member.calls:
+                done = call.completion
+                sampled = Sampled(done.prompt_ids_T, done.ids_T, done.allowed_T, done.temperature)
+                if sampled.free_T:
+                    chosen.append((group, member, call, sampled, advantage))
+    counts = [len(sampled.free_T) for *_, sampled, _ in chosen]
+    limits = [modules[call.module].max_tokens for _, _, call, _, _ in chosen]
+    by_call = config.grouping.by == "call"
+    shares = _by_call(chosen, counts, limits) if by_call else _by_run(chosen, counts, limits)
+    units = len(groups) if by_call else len({group.example_id for group, *_ in chosen})
+    weights = token_weights(shares, max(1, units), max(1, sum(counts)), config.loss)
     return [
-        TrainingCall(adapters[group.module], sampled, old, advantage, weight)
-        for (group, sampled, old, advantage), weight in zip(chosen, weights, strict=True)
+        _training_call(call, sampled, advantage, weight, modules[call.module])
+        for (_, _, call, sampled, advantage), weight in zip(chosen, weights, strict=True)
         if advantage or config.kl
     ]
+
+
+Chosen = Sequence[tuple[Group, Member, Call, Sampled, float]]
+
+
+def _by_call(chosen: Chosen, counts: Sequence[int], limits: Sequence[int]) -> list[Share]:
+    """Every member of a group counts the same."""
+    return [
+        Share(count, limit, len(group.members))
+        for (group, *_), count, limit in zip(chosen, counts, limits, strict=True)
+    ]
+
+
+def _by_run(chosen: Chosen, counts: Sequence[int], limits: Sequence[int]) -> list[Share]:
+    """Every run of an example counts the same, however many calls it made."""
+    tokens: Counter[tuple[str, int]] = Counter()
+    longest: Counter[tuple[str, int]] = Counter()
+    runs: dict[str, set[tuple[str, int]]] = defaultdict(set)
+    for (group, member, *_), count, limit in zip(chosen, counts, limits, strict=True):
+        tokens[member.run] += count
+        longest[member.run] += limit
+        runs[group.example_id].add(member.run)
+    return [Share(tokens[member.run], longest[member.run], len(runs[group.example_id])) for group, member, *_ in chosen]
+
+
+def _training_call(call: Call, sampled: Sampled, advantage: float, weight: float, terms: ModuleTerms) -> TrainingCall:
+    done = call.completion
+    sampler_F = [done.logprobs_T[t] for t in sampled.free_T]
+    old_F = sampler_F if done.exact else None
+    return TrainingCall(terms.adapter, sampled, sampler_F, advantage, weight * terms.weight, done.exact, old_F)
 
 
 def update(
@@ -95,23 +142,44 @@ def accumulate(
     first: bool = True,
 ) -> None:
     """Adds the gradient of the loss of ``calls`` to the adapter's tensors, a bounded forest at a time."""
-    for part in split_by_budget([c.sampled.needed for c in calls], FOREST_TOKENS):
+    for part in split_by_budget([c.sampled.needed for c in calls], config.forest_tokens):
         chosen = [calls[i] for i in part]
         samples = [c.sampled for c in chosen]
         reference = _reference(engine, samples) if config.kl else None
         with engine.adapters.active(adapter, train=True):
             logprobs_F, entropies_F, packed = free_logprobs(engine.trie, samples)
-            flat = _flatten(chosen, logprobs_F.device)
-            result = policy_loss(logprobs_F, *flat, (config.clip.low, config.clip.high), (config.kl, reference))
+            if first:
+                _remember(chosen, logprobs_F.detach())
+            batch = _flatten(chosen, config, logprobs_F.device)
+            kl = (config.kl, reference)
+            result = policy_loss(config.loss, logprobs_F, batch, (config.clip.low, config.clip.high), kl)
             result.loss.backward()  # type: ignore[no-untyped-call]
         report.loss += result.loss.item()
         if first:
+            drift = _drift(chosen, logprobs_F.detach())
             report.tokens += len(logprobs_F)
             report.packed += packed
             report.entropy += entropies_F.sum().item()
             report.kl += result.kl
-            report.drift = max(report.drift, (logprobs_F.detach() - flat[0]).abs().max().item())
+            report.drift = max(report.drift, drift)
         report.clipped += result.clipped
+
+
+def _by_calls(calls: Sequence[TrainingCall], values_F: Tensor) -> list[Tensor]:
+    """The values of each call."""
+    return list(torch.split(values_F.cpu(), [len(c.sampler_F) for c in calls]))
+
+
+def _remember(calls: Sequence[TrainingCall], logprobs_F: Tensor) -> None:
+    """Keeps the policy's own log-probabilities of tokens that somebody else sampled."""
+    for call, own_F in zip(calls, _by_calls(calls, logprobs_F), strict=True):
+        if not call.exact:
+            call.old_F = own_F.tolist()
+
+
+def _drift(calls: Sequence[TrainingCall], logprobs_F: Tensor) -> float:
+    pairs = zip(calls, _by_calls(calls, logprobs_F), strict=True)
+    return max((float((own_F - torch.tensor(c.sampler_F)).abs().max()) for c, own_F in pairs if c.exact), default=0.0)
 
 
 def _reference(engine: LocalEngine, samples: Sequence[Sampled]) -> Tensor:
@@ -119,9 +187,15 @@ def _reference(engine: LocalEngine, samples: Sequence[Sampled]) -> Tensor:
         return free_logprobs(engine.trie, samples)[0]
 
 
-def _flatten(calls: Sequence[TrainingCall], device: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """(old log-probabilities, advantages, weights), each (F,)."""
-    counts = torch.tensor([len(c.old_F) for c in calls])
-    per_call = torch.tensor([[c.advantage, c.weight] for c in calls]).repeat_interleave(counts, dim=0).to(device)
-    old = torch.tensor([value for c in calls for value in c.old_F], device=device)
-    return old, per_call[:, 0], per_call[:, 1]
+def _flatten(calls: Sequence[TrainingCall], config: MmGrpo, device: Any) -> Batch:
+    counts = torch.tensor([len(c.sampler_F) for c in calls])
+    per_call = torch.tensor([[c.advantage, c.weight, float(c.exact)] for c in calls])
+    advantage_F, weight_F, exact_F = per_call.repeat_interleave(counts, dim=0).to(device).unbind(dim=1)
+    old_F = torch.tensor([value for c in calls for value in c.old_F or ()], device=device)
+    call_F = torch.arange(len(calls)).repeat_interleave(counts).to(device)
+    correction_F = torch.ones_like(old_F)
+    if not all(c.exact for c in calls):
+        sampler_F = torch.tensor([value for c in calls for value in c.sampler_F], device=device)
+        others_F = importance(old_F, sampler_F, call_F, config.importance.level, config.importance.cap)
+        correction_F = torch.where(exact_F > 0, correction_F, others_F)
+    return Batch(old_F, advantage_F, weight_F, correction_F, call_F)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mmc.errors import InvalidError
-from mmc.metric import Metric, make_metric
+from mmc.metric import Metric, make_metric, make_shaping
 from mmc.program.check import check
 from mmc.program.expression import Expression, compile_value
 from mmc.program.node import Node, make_nodes
@@ -32,6 +32,8 @@ class Program:
     metric: Metric | None
     adapters: Mapping[str, str | None]
     """Module -> name of the adapter it runs with."""
+    shaping: Mapping[str, tuple[tuple[float, Metric], ...]] = field(default_factory=dict)
+    """Module -> weighted metrics of its single calls, for training."""
 
     @classmethod
     def build(cls, loaded: LoadedSpec, trust: bool = False) -> Program:
@@ -49,6 +51,7 @@ class Program:
             tools={name: make_tool(loaded, name, trust) for name in spec.tools},
             metric=make_metric(loaded, trust) if spec.metric is not None else None,
             adapters={name: spec.adapters.get(name) for name in spec.modules},
+            shaping=make_shaping(loaded, trust),
         )
 
     @property

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mmc.data import Example
-from mmc.engine.base import Engine, Request, Sampling
+from mmc.engine.base import Engine, Key, Request, Sampling
 from mmc.errors import EnvironmentProblem, ParseError, ProgramLimit, RunFailure, ToolError, UsageError
 from mmc.program.graph import Program
 from mmc.program.node import (
@@ -23,19 +23,26 @@ from mmc.program.node import (
     SetNode,
     ToolNode,
 )
+from mmc.program.outputs import Options
 from mmc.program.trajectory import Call, Ending, ToolUse, Trajectory
+from mmc.spec.model import Module
 from mmc.spec.types import coerce, parse_type
 
 
 @dataclass(frozen=True)
 class RunSettings:
-    """What a run's draws depend on, beside the example and the rollout. Temperature 0 is greedy."""
+    """What a run's draws depend on, beside the example and the rollout. Temperature 0 is greedy.
+
+    With ``tree``, rollouts are the leaves of a tree: the branches at the first LM call, at the second, and so on. Runs
+    draw the same as long as they take the same branches, and the trie computes what they share once.
+    """
 
     stage: str
     step: int
     seed: int
     temperature: float
     score: bool = True
+    tree: tuple[int, ...] = ()
 
 
 class _Returned(Exception):
@@ -55,6 +62,8 @@ class _Branch:
     calls: list[Call] = field(default_factory=list)
     tools: list[ToolUse] = field(default_factory=list)
     made: int = 0
+    depth: int = 0
+    """LM calls that came before in this line of control."""
 
 
 class _Run:
@@ -66,6 +75,7 @@ class _Run:
         self.program, self.engines, self.example = program, engines, example
         self.settings, self.rollout = settings, rollout
         self.total = 0
+        self.leaf = _digits(rollout, settings.tree)
 
     async def go(self) -> Trajectory:
         with ExitStack() as clients:
@@ -95,9 +105,10 @@ class _Run:
     async def _ended(self, branch: _Branch) -> tuple[Ending, str | None, dict[str, Any] | None]:
         """Runs to the end: how it ended, why, and the outputs."""
         try:
-            branch.variables.update(self._inputs())
-            await self._steps(self.program.nodes, branch)
-            return "done", None, {name: value(branch.variables) for name, value in self.program.results.items()}
+            async with asyncio.timeout(self.program.spec.program.timeout):
+                branch.variables.update(self._inputs())
+                await self._steps(self.program.nodes, branch)
+                return "done", None, {name: value(branch.variables) for name, value in self.program.results.items()}
         except _Returned as returned:
             return "done", None, returned.outputs
         except ParseError as error:
@@ -108,7 +119,8 @@ class _Run:
         except ProgramLimit as error:
             return "limit", str(error), None
         except TimeoutError as error:
-            return "timeout", str(error) or "timed out", None
+            limit = self.program.spec.program.timeout
+            return "timeout", str(error) or f"not done after {limit:g} seconds (program.timeout)", None
         except (EnvironmentProblem, UsageError):
             raise  # not this run's fault: no other run would fare better
         except Exception as error:  # a rollout: recorded, never lost
@@ -167,31 +179,23 @@ class _Run:
                 f"more than {self.program.spec.program.max_calls} LM calls in one run (program.max_calls)"
             )
         module, reader = self.program.spec.modules[node.module], self.program.readers[node.module]
-        inputs = {name: value(branch.variables) for name, value in node.inputs.items()}
-        for name, kind in module.inputs.items():
-            try:
-                inputs[name] = coerce(inputs[name], parse_type(kind))
-            except ValueError as error:
-                raise RunFailure(f"{node.module}: input {name}: {error}") from None
-        options = reader.options(inputs)
-        messages = self.program.templates[node.module].render({**inputs, "choices": options})
-        settings = self.settings
-        request = Request(
-            key=(settings.stage, settings.step, self.example.id, self.rollout, *branch.place, branch.made),
-            messages=messages,
-            sampling=Sampling(settings.temperature, module.max_tokens),
-            constraint=reader.constraint(options),
-            adapter=self.program.adapters[node.module],
-            seed=settings.seed,
-        )
+        inputs = typed_inputs(module, node.module, {n: value(branch.variables) for n, value in node.inputs.items()})
+        path = self.leaf[: branch.depth + 1]
+        label: str | int = ".".join(map(str, path)) if self.settings.tree else self.rollout
+        key = (self.settings.stage, self.settings.step, self.example.id, label, *branch.place, branch.made)
+        request, options = make_request(self.program, node.module, inputs, key, self.settings)
+        branches = branch.depth < len(self.settings.tree) and self.settings.tree[branch.depth] > 1
         branch.made += 1
+        branch.depth += 1
         completion = await self.engines[module.model].complete(request)
+        call = Call(node.module, 0, inputs, request.messages, completion, None, path=path, branches=branches)
         try:
             outputs = reader.parse(completion.text, options)
         except ParseError as error:
-            branch.calls.append(Call(node.module, 0, inputs, messages, completion, None, str(error)))
+            readable = len(error.partial) / len(module.outputs)
+            branch.calls.append(replace(call, error=str(error), readable=readable))
             raise
-        branch.calls.append(Call(node.module, 0, inputs, messages, completion, outputs))
+        branch.calls.append(replace(call, outputs=outputs))
         return outputs
 
     async def _tool(self, node: ToolNode, branch: _Branch) -> Any:
@@ -210,7 +214,7 @@ class _Run:
         before = dict(branch.variables)
         branches = []
         for i in range(len(node.branches)):
-            one = _Branch(dict(before), (*branch.place, branch.made, i), ExitStack())
+            one = _Branch(dict(before), (*branch.place, branch.made, i), ExitStack(), depth=branch.depth)
             self._enter(one.clients)
             branches.append(one)
         branch.made += 1
@@ -220,9 +224,11 @@ class _Run:
             ends = await asyncio.gather(*work, return_exceptions=True)
         finally:
             self._enter(branch.clients)
+            for one in branches:
+                branch.calls += one.calls
+                branch.tools += one.tools
+                branch.depth = max(branch.depth, one.depth)
         for one in branches:
-            branch.calls += one.calls
-            branch.tools += one.tools
             changed = {k: v for k, v in one.variables.items() if k not in before or before[k] is not v}
             branch.variables.update(changed)
         failure = next((end for end in ends if isinstance(end, BaseException)), None)
@@ -232,6 +238,43 @@ class _Run:
     async def _branch(self, nodes: Sequence[Node], branch: _Branch) -> None:
         with branch.clients:
             await self._steps(nodes, branch)
+
+
+def typed_inputs(module: Module, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a module's inputs as its declared types. Raises RunFailure."""
+    inputs = dict(values)
+    for key, kind in module.inputs.items():
+        try:
+            inputs[key] = coerce(inputs[key], parse_type(kind))
+        except ValueError as error:
+            raise RunFailure(f"{name}: input {key}: {error}") from None
+    return inputs
+
+
+def make_request(
+    program: Program, module: str, inputs: Mapping[str, Any], key: Key, settings: RunSettings
+) -> tuple[Request, Options]:
+    """The request of one call of ``module``, and the options of its enum outputs."""
+    config, reader = program.spec.modules[module], program.readers[module]
+    options = reader.options(inputs)
+    request = Request(
+        key=key,
+        messages=program.templates[module].render({**inputs, "choices": options}),
+        sampling=Sampling(settings.temperature, config.max_tokens),
+        constraint=reader.constraint(options),
+        adapter=program.adapters[module],
+        seed=settings.seed,
+    )
+    return request, options
+
+
+def _digits(number: int, widths: Sequence[int]) -> tuple[int, ...]:
+    """``number`` in the mixed radix of ``widths``, the first digit the most significant."""
+    digits = []
+    for width in reversed(widths):
+        number, digit = divmod(number, width)
+        digits.append(digit)
+    return tuple(reversed(digits))
 
 
 def _true(value: Any) -> bool:

@@ -25,6 +25,12 @@ class Call:
     outputs: Mapping[str, Any] | None
     """The parsed outputs; None when the completion could not be parsed."""
     error: str | None = None
+    readable: float = 1.0
+    """Share of the outputs that could be read."""
+    path: tuple[int, ...] = ()
+    """In a tree of runs, the branches taken up to this call; runs that agree here made this call together."""
+    branches: bool = False
+    """Whether its siblings, drawn from the same state, are among the runs."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag
 
 from mmc.spec.keys import Keys
-from mmc.spec.optimizers import Clip, HalvingSearch, Lora, MmGrpo
+from mmc.spec.optimizers import Clip, Distill, Grouping, HalvingSearch, Lora, MmGrpo, Teacher, Tuning
 
 Expression = str
 """A Jinja expression in double braces, such as ``{{ hits | length }}``, or plain text that may contain some."""
@@ -90,6 +90,15 @@ Tool = Annotated[Bm25Tool | PythonTool, Field(discriminator="type")]
 # --- modules ------------------------------------------------------------------------------------------------------
 
 
+class Training(Keys):
+    """How one module takes part in the training of weights."""
+
+    learning_rate: float | None = Field(None, gt=0)
+    """Of the module's adapter, instead of the stage's; the module needs an adapter that no other module shares."""
+    weight: float = Field(1.0, gt=0)
+    """Weight of its calls in the loss."""
+
+
 class Module(Keys):
     """One kind of LM call with a prompt of its own."""
 
@@ -112,8 +121,8 @@ class Module(Keys):
     """Decode only what can be read as the declared outputs."""
     max_tokens: int = Field(64, gt=0)
     """Longest completion, in tokens."""
-    train: bool = True
-    """Whether weights are tuned on this module's calls."""
+    train: bool | Training = True
+    """Whether weights are tuned on this module's calls, and how."""
 
 
 # --- program ------------------------------------------------------------------------------------------------------
@@ -213,6 +222,8 @@ class Program(Keys):
     """What a run gives, as expressions over the variables at its end. May be left out when a `return` step says it."""
     max_calls: int = Field(64, gt=0)
     """Most LM calls in one run; a run that wants more is interrupted."""
+    timeout: float | None = Field(None, gt=0)
+    """Seconds after which a run is interrupted. A clock decides, so the same seed need not give the same runs."""
 
 
 # --- data and metric ----------------------------------------------------------------------------------------------
@@ -227,6 +238,8 @@ class DataSource(Keys):
     """Column that names a row; the row's number when left out."""
     shuffle: int | None = None
     """Seed of a shuffle that comes before everything below; the file's own order when left out."""
+    where: dict[str, Any] = {}
+    """Only rows whose column has this value, or one of these when a list is given: `{num_hops: [3, 4]}`."""
     part: tuple[float, float] = (0.0, 1.0)
     """Share of the (shuffled) rows that belongs to this split, such as [0.0, 0.9]."""
     balance: str | None = None
@@ -305,11 +318,12 @@ class Compile(Keys):
     """How the program is made better."""
 
     seed: int = 0
-    strategy: list[Literal["prompts", "weights"]] = ["prompts", "weights"]
+    strategy: list[Literal["prompts", "distill", "weights"]] = ["prompts", "weights"]
     """Stages, in order; each starts from what the last one left."""
     gate: bool = True
     """Whether a stage that does not help on dev is rolled back."""
     prompts: HalvingSearch = HalvingSearch()
+    distill: Distill = Distill()
     weights: MmGrpo = MmGrpo()
 
 
@@ -324,7 +338,7 @@ class Origin(Keys):
     """The folder of that spec, relative to this file; Python functions are imported from there."""
 
 
-__all__ = ["Clip", "HalvingSearch", "Keys", "Lora", "MmGrpo"]
+__all__ = ["Clip", "Distill", "Grouping", "HalvingSearch", "Keys", "Lora", "MmGrpo", "Teacher", "Tuning"]
 """Defined beside this file, and part of what a spec is made of."""
 
 
@@ -342,6 +356,9 @@ class Spec(Keys):
     program: Program
     data: Data | None = None
     metric: Metric | None = None
+    shaping: dict[Name, list[WeightedPart]] = {}
+    """For each module, metrics of its single calls that training adds to the run's reward: `predicted` names an output or
+    input of the module, `gold` a column of the data. They shape training only; scores are the metric's alone."""
     compile: Compile = Compile()
     adapters: dict[Name, str] = {}
     """For each module, the folder of the adapter it runs with; written by a compile."""

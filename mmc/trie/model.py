@@ -54,16 +54,19 @@ class TrieModel:
     @torch.no_grad()
     def _verify(self) -> None:
         """Compares two branches with one sequence at a time: a recurrent layer would leak from one into the other."""
-        rows = [[1, 2, 3, 4], [1, 2, 4, 3]]
+        unit = max(1, self.head.weight.shape[0] // 7)
+        rows = [[unit, 2 * unit, 3 * unit, 4 * unit], [unit, 2 * unit, 4 * unit, 3 * unit]]
         forest = pack(rows)
         tokens, positions = torch.from_numpy(forest.tokens_N), torch.from_numpy(forest.positions_N)
         ours_NV = self.logits(self.hidden(tokens, positions, forest_layout(forest, self.device)))
         self.model.set_attn_implementation("eager")
-        tolerance = 1e-3 if self.head.weight.dtype == torch.float32 else 0.1
+        # Half precision differs by some percent however it is computed; a leak changes the logits altogether.
+        tolerance = 1e-3 if self.head.weight.dtype == torch.float32 else 0.3
         for s, row in enumerate(rows):
             theirs = self.model(input_ids=torch.tensor([row], device=self.device), use_cache=False).logits[0].float()
-            difference = (ours_NV[torch.from_numpy(forest.index_SL[s]).to(self.device)] - theirs).abs().max()
-            if difference > tolerance * theirs.abs().max().clamp(min=1.0):
+            difference = ours_NV[torch.from_numpy(forest.index_SL[s]).to(self.device)] - theirs
+            centred = theirs - theirs.mean(dim=-1, keepdim=True)
+            if difference.norm() > tolerance * centred.norm().clamp(min=1.0):
                 name = type(self.model).__name__
                 raise ValueError(f"{name} does not run on the trie: its layers are not plain attention")
         self.model.set_attn_implementation(ATTENTION)

@@ -16,12 +16,14 @@ from mmc.engine.adapters import LoraOptions
 from mmc.engine.local import LocalEngine
 from mmc.errors import UsageError
 from mmc.mmgrpo.advantage import advantages
-from mmc.mmgrpo.group import Rewards, form_groups
-from mmc.mmgrpo.rollout import batch
-from mmc.mmgrpo.train import TrainingJob, learning_rate, train
-from mmc.mmgrpo.update import UpdateReport, accumulate, training_calls
+from mmc.mmgrpo.group import Group, Rewards, form_groups
+from mmc.mmgrpo.policy import learning_rate
+from mmc.mmgrpo.rollout import take
+from mmc.mmgrpo.train import TrainingJob, train
+from mmc.mmgrpo.update import ModuleTerms, UpdateReport, accumulate, training_calls
 from mmc.program.graph import Program
 from mmc.program.run import RunSettings, run_all
+from mmc.program.trajectory import Trajectory
 from mmc.spec import load
 from mmc.spec.model import Clip, MmGrpo
 
@@ -60,16 +62,23 @@ def engine(tiny_model_dir: Path) -> LocalEngine:
     return LocalEngine(model, AutoTokenizer.from_pretrained(tiny_model_dir))
 
 
+TERMS = {"think": ModuleTerms("a", 5), "pick": ModuleTerms("a", 64)}
+
+
+def spread_groups(runs: list[Trajectory]) -> list[Group]:
+    return [g for g in form_groups(runs, ["think", "pick"], Rewards()) if max(g.rewards_C) > min(g.rewards_C)]
+
+
 def plain_gradient(
     engine: LocalEngine, config: MmGrpo, program: Program, runs: list, shift: float
 ) -> dict[str, torch.Tensor]:
     """The loss of the paper by loops, one padded-free sequence at a time, in the model's own eager attention."""
-    groups = [g for g in form_groups(runs, {"think", "pick"}, Rewards()) if max(g.rewards_C) > min(g.rewards_C)]
+    groups = spread_groups(runs)
     model, total = engine.trie.model, torch.zeros(())
     model.set_attn_implementation("eager")
     for group in groups:
-        for member, advantage in zip(group.members, advantages(group.rewards_C), strict=True):
-            done = member.call.completion
+        for member, advantage in zip(group.members, advantages([group.rewards_C])[0], strict=True):
+            done = member.calls[0].completion
             row = torch.tensor([[*done.prompt_ids_T, *done.ids_T]])
             logits = model(input_ids=row, use_cache=False).logits[0, len(done.prompt_ids_T) - 1 : -1]
             with torch.no_grad(), engine.adapters.active(None):
@@ -112,9 +121,8 @@ def test_the_steps_gradient_equals_the_papers_loss_by_loops(
     program = program.with_adapters({"think": "a", "pick": "a"})
     runs = run_all(program, {"policy": engine}, EXAMPLES, RunSettings("weights", 0, 1, 1.0), rollouts=6)
     assert len({len(t.calls) for t in runs}) > 1, "trajectories of different lengths"
-    groups = [g for g in form_groups(runs, {"think", "pick"}, Rewards()) if max(g.rewards_C) > min(g.rewards_C)]
-    calls = training_calls(groups, config, {"think": "a", "pick": "a"}, {"think": 5, "pick": 64})
-    calls = [replace(c, old_F=[old + shift for old in c.old_F]) for c in calls]
+    calls = training_calls(spread_groups(runs), config, TERMS)
+    calls = [replace(c, old_F=[old + shift for old in c.sampler_F]) for c in calls]
     report = UpdateReport()
     accumulate(engine, "a", calls, config, report)
     ours = {name: p.grad.clone() for name, p in engine.adapters.parameters("a").items()}
@@ -128,22 +136,16 @@ def test_the_steps_gradient_equals_the_papers_loss_by_loops(
     assert norm > 0 and error / norm < 1e-4
 
 
-def test_a_step_cut_into_small_forests_gives_the_same_gradient(
-    program: Program, engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from mmc.mmgrpo import update
-
+def test_a_step_cut_into_small_forests_gives_the_same_gradient(program: Program, engine: LocalEngine) -> None:
     engine.adapters.create("a", LoraOptions(4, 8.0, 0.0, "all-linear"), seed=3)
     program = program.with_adapters({"think": "a", "pick": "a"})
     runs = run_all(program, {"policy": engine}, EXAMPLES, RunSettings("weights", 0, 1, 1.0), rollouts=4)
-    groups = form_groups(runs, {"think", "pick"}, Rewards())
-    calls = training_calls(groups, MmGrpo(), {"think": "a", "pick": "a"}, {"think": 5, "pick": 64})
+    calls = training_calls(form_groups(runs, ["think", "pick"], Rewards()), MmGrpo(), TERMS)
     found = []
     for budget in (10**6, 120):
-        monkeypatch.setattr(update, "FOREST_TOKENS", budget)
         for p in engine.adapters.parameters("a").values():
             p.grad = None
-        accumulate(engine, "a", calls, MmGrpo(), UpdateReport())
+        accumulate(engine, "a", calls, MmGrpo(forest_tokens=budget), UpdateReport())
         found.append(torch.cat([p.grad.flatten() for p in engine.adapters.parameters("a").values()]))
     assert (found[0] - found[1]).norm() / found[0].norm() < 1e-4
 
@@ -188,14 +190,26 @@ def test_nothing_to_train_is_said(program: Program, engine: LocalEngine, tmp_pat
         train(TrainingJob(frozen, {"policy": engine}, EXAMPLES, EXAMPLES, MmGrpo(steps=1), 0, tmp_path / "t"))
 
 
-def test_batches_are_epochs_and_depend_on_the_step_alone() -> None:
-    steps = [batch(EXAMPLES, 4, step, seed=1) for step in range(6)]
-    assert all(len({e.id for e in chosen}) == 4 for chosen in steps)
-    assert sum(e.id == "0" for chosen in steps for e in chosen) in (3, 4, 5)
-    assert batch(EXAMPLES, 4, 3, seed=1) == steps[3] != batch(EXAMPLES, 4, 3, seed=2)
+def test_batches_are_epochs_and_depend_on_the_position_alone() -> None:
+    steps, position = [], 0
+    for _ in range(6):
+        chosen, position = take(EXAMPLES, 4, position, seed=1)
+        steps.append((chosen, position))
+    assert all(len({e.id for e in chosen}) == 4 for chosen, _ in steps)
+    assert sum(e.id == "0" for chosen, _ in steps for e in chosen) in (3, 4, 5)
+    before = steps[2][1]
+    assert take(EXAMPLES, 4, before, seed=1)[0] == steps[3][0] != take(EXAMPLES, 4, before, seed=2)[0]
 
 
-def test_the_learning_rate_warms_up_and_decays() -> None:
-    config = MmGrpo(steps=12, warmup=2, decay=True, learning_rate=1.0)
-    rates = [learning_rate(config, step) for step in range(12)]
-    assert rates[:3] == [0.5, 1.0, 1.0] and rates[-1] == pytest.approx(0.19)
+def test_an_epoch_that_the_batch_divides_holds_every_example_once() -> None:
+    first, position = take(EXAMPLES, 3, 0, seed=1)
+    second, position = take(EXAMPLES, 3, position, seed=1)
+    assert position == 6 and sorted(e.id for e in [*first, *second]) == [e.id for e in EXAMPLES]
+
+
+def test_the_learning_rate_warms_up_and_falls_to_its_floor() -> None:
+    for schedule, half in (("linear", 0.55), ("cosine", 0.55), ("constant", 1.0)):
+        config = MmGrpo(warmup=2, schedule=schedule, learning_rate=1.0)  # type: ignore[arg-type]
+        rates = [learning_rate(config, step, 13) for step in range(13)]
+        assert rates[:3] == [0.5, 1.0, 1.0] and rates[7] == pytest.approx(half)
+        assert rates[-1] == pytest.approx(1.0 if schedule == "constant" else 0.1)

@@ -1,0 +1,184 @@
+"""Distillation: supervised training on the calls of passing runs, the program's own or those of teachers.
+
+The maximum-likelihood loss over the same packed forests as mmGRPO: the mean over a step's runs of the mean of -log p over
+each run's tokens. Tokens that a constraint forced carry no gradient and do not count.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from mmc.data import Example
+from mmc.engine.base import Engine, seed_of
+from mmc.errors import UsageError
+from mmc.mmgrpo import checkpoint
+from mmc.mmgrpo.policy import Policy, learning_rate, make_policy
+from mmc.mmgrpo.rollout import take
+from mmc.mmgrpo.teacher import open_teachers, teach
+from mmc.program.graph import Program
+from mmc.program.run import RunSettings, run_all
+from mmc.program.trajectory import Trajectory
+from mmc.spec.model import Distill
+from mmc.trie.logprobs import Sampled, free_logprobs
+from mmc.trie.pack import split_by_budget
+
+
+@dataclass(frozen=True)
+class DistillJob:
+    """What to train, on what, and where to keep checkpoints and ``metrics.jsonl``; resumes from there."""
+
+    program: Program
+    engines: Mapping[str, Engine]
+    train: Sequence[Example]
+    config: Distill
+    seed: int
+    folder: Path
+    initial: Mapping[str, Path] = field(default_factory=dict)
+    """Module -> adapter folder to go on from; a fresh adapter where there is none."""
+    trust: bool = False
+    on_step: Callable[[DistillReport], None] = lambda report: None
+
+
+@dataclass(frozen=True)
+class DistillReport:
+    """One finished optimizer step."""
+
+    step: int
+    steps: int
+    loss: float
+    """Mean over runs of the mean of -log p over their tokens."""
+    tokens: int
+    grad_norm: float
+    learning_rate: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class DistillResult:
+    """The trained adapters by module; how many runs passed, of how many, on how many of the examples."""
+
+    adapters: Mapping[str, Path]
+    passed: int
+    runs: int
+    covered: int
+    examples: int
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One passing run: the calls to learn, each with its adapter."""
+
+    calls: tuple[tuple[str, Sampled], ...]
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(sampled.free_T) for _, sampled in self.calls)
+
+
+def distill(job: DistillJob) -> DistillResult:
+    """Runs (or resumes) the stage. Raises UsageError when no run passes or no module can be trained."""
+    config = job.config
+    policy = make_policy(job.program, job.engines, config, job.folder.name, job.seed, job.initial)
+    runs, examples = _runs(job, policy)
+    chosen = passing(runs, config.threshold, config.per_example)
+    lessons = [lesson for run in chosen if (lesson := _lesson(run, policy.names)).tokens]
+    if not lessons:
+        best = max((run.reward for run in runs), default=0.0)
+        raise UsageError(
+            f"distill: no run reaches the threshold of {config.threshold:g} on {examples} examples (best: {best:.3f}); "
+            "lower `threshold`, add `teachers`, or take more `examples` or `rollouts`"
+        )
+    batches = -(-len(lessons) // config.batch)
+    steps = config.epochs * batches
+    place = checkpoint.resume(job.folder, policy)
+    with (job.folder / "metrics.jsonl").open("a", encoding="utf-8") as metrics:
+        for step in range(place.step, steps):
+            rate = learning_rate(config, step, steps)
+            policy.set_rate(rate, config.learning_rate)
+            batch = _batch(lessons, step, batches, job)
+            torch.manual_seed(seed_of(job.seed, "distill", step))
+            report = _step(policy, batch, config, DistillReport(step + 1, steps, 0.0, 0, 0.0, rate, 0.0))
+            checkpoint.save(job.folder, replace(place, step=step + 1), policy)
+            metrics.write(json.dumps(asdict(report)) + "\n")
+            metrics.flush()
+            job.on_step(report)
+    passed = sum(run.reward >= config.threshold for run in runs)
+    covered = len({run.example_id for run in chosen})
+    return DistillResult(policy.save(job.folder / "final"), passed, len(runs), covered, examples)
+
+
+def _runs(job: DistillJob, policy: Policy) -> tuple[list[Trajectory], int]:
+    """Runs of the program as it was before the stage, and of the teachers; on how many examples."""
+    config, modules = job.config, list(policy.names)
+    examples, _ = take(job.train, config.examples, 0, job.seed)
+    runs: list[Trajectory] = []
+    if config.rollouts:
+        settings = RunSettings("distill", 0, job.seed, config.temperature)
+        runs += run_all(job.program, job.engines, examples, settings, rollouts=config.rollouts)
+    teachers = open_teachers(job.program, config.teachers, modules, job.engines, job.trust)
+    runs += teach(teachers, job.program, policy.engine, modules, examples, ("distill", 0, job.seed))
+    return runs, len(examples)
+
+
+def passing(runs: Sequence[Trajectory], threshold: float, per_example: int) -> list[Trajectory]:
+    """Finished runs that reach ``threshold``: for each example the best, at most ``per_example``, all different."""
+    found: dict[str, list[Trajectory]] = {}
+    for run in sorted(runs, key=lambda run: -run.reward):
+        if run.ending != "done" or run.reward < threshold:
+            continue
+        mine = found.setdefault(run.example_id, [])
+        if len(mine) < per_example and _tokens(run) not in [_tokens(other) for other in mine]:
+            mine.append(run)
+    return [run for example in dict.fromkeys(r.example_id for r in runs) for run in found.get(example, [])]
+
+
+def _tokens(run: Trajectory) -> list[tuple[int, ...]]:
+    return [call.completion.ids_T for call in run.calls]
+
+
+def _lesson(run: Trajectory, names: Mapping[str, str]) -> Lesson:
+    calls = []
+    for call in run.calls:
+        done = call.completion
+        # Likelihood is learned at temperature 1, however the completion was drawn.
+        sampled = Sampled(done.prompt_ids_T, done.ids_T, done.allowed_T)
+        if call.module in names and sampled.free_T:
+            calls.append((names[call.module], sampled))
+    return Lesson(tuple(calls))
+
+
+def _batch(lessons: Sequence[Lesson], step: int, batches: int, job: DistillJob) -> list[Lesson]:
+    """The lessons of one step; every epoch shuffles anew."""
+    epoch, number = divmod(step, batches)
+    shuffled = list(lessons)
+    random.Random(seed_of(job.seed, "distill-epoch", epoch)).shuffle(shuffled)
+    return shuffled[number * job.config.batch : (number + 1) * job.config.batch]
+
+
+def _step(policy: Policy, batch: Sequence[Lesson], config: Distill, empty: DistillReport) -> DistillReport:
+    """One optimizer step."""
+    start, loss = time.perf_counter(), 0.0
+    policy.optimizer.zero_grad(set_to_none=True)
+    weighted = [(name, s, 1.0 / (lesson.tokens * len(batch))) for lesson in batch for name, s in lesson.calls]
+    for adapter in policy.adapters:
+        calls = [(sampled, weight) for name, sampled, weight in weighted if name == adapter]
+        for part in split_by_budget([sampled.needed for sampled, _ in calls], config.forest_tokens):
+            chosen = [calls[i] for i in part]
+            with policy.engine.adapters.active(adapter, train=True):
+                logprobs_F, _, _ = free_logprobs(policy.engine.trie, [sampled for sampled, _ in chosen])
+                weights_F = torch.tensor([weight for sampled, weight in chosen for _ in sampled.free_T])
+                value = -(logprobs_F * weights_F.to(logprobs_F.device)).sum()
+                value.backward()  # type: ignore[no-untyped-call]
+            loss += value.item()
+    parameters = [p for group in policy.optimizer.param_groups for p in group["params"]]
+    norm = float(torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))
+    policy.optimizer.step()
+    tokens = sum(lesson.tokens for lesson in batch)
+    return replace(empty, loss=loss, tokens=tokens, grad_norm=norm, seconds=time.perf_counter() - start)

@@ -1,0 +1,177 @@
+"""What is trained: the adapters (or all weights) of the trained modules, and the optimizer over them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from math import cos, pi
+from pathlib import Path
+
+import torch
+
+from mmc.engine.adapters import options
+from mmc.engine.base import Engine, seed_of
+from mmc.engine.local import LocalEngine
+from mmc.errors import UsageError
+from mmc.program.graph import Program
+from mmc.spec.model import Spec, Training, Tuning
+
+SHARED = "shared"
+"""Name of the adapter that all trained modules share."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The tensors that are trained on one engine. ``names`` is trained module -> name of its adapter."""
+
+    engine: LocalEngine
+    names: Mapping[str, str]
+    optimizer: torch.optim.Optimizer
+
+    @property
+    def adapters(self) -> list[str]:
+        return list(dict.fromkeys(self.names.values()))
+
+    def set_rate(self, rate: float, base: float) -> None:
+        """Sets the learning rate of every adapter: ``rate``, or its own in the same proportion to ``base``."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["own"] * rate / base
+
+    def save(self, folder: Path) -> dict[str, Path]:
+        """Writes the adapters below ``folder``, whole or not at all; module -> its adapter's folder."""
+        temporary = folder.with_suffix(".tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        for name in self.adapters:
+            self.engine.adapters.save(name, temporary / short(name))
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+        return {module: folder / short(name) for module, name in self.names.items()}
+
+    def load(self, folder: Path) -> None:
+        """Puts back what :meth:`save` wrote, in place."""
+        for name in self.adapters:
+            self.engine.adapters.restore(name, folder / short(name))
+
+
+def short(name: str) -> str:
+    """The name of an adapter without that of its training."""
+    return name.rpartition(".")[2]
+
+
+def trained_modules(spec: Spec) -> list[str]:
+    """The modules whose weights are tuned."""
+    return [name for name, module in spec.modules.items() if module.train]
+
+
+def adapter_of(spec: Spec, config: Tuning) -> dict[str, str]:
+    """Trained module -> the short name of its adapter. Raises UsageError when groups do not fit the modules."""
+    trained = trained_modules(spec)
+    if config.adapters == "shared":
+        return dict.fromkeys(trained, SHARED)
+    if config.adapters == "module":
+        return {name: name for name in trained}
+    found = {module: name for name, modules in config.adapters.items() for module in modules}
+    problems = [f"{m!r} is not trained" for m in found if m not in trained]
+    problems += [f"{m!r} stands in no group" for m in trained if m not in found]
+    if sum(map(len, config.adapters.values())) > len(found):
+        problems.append("a module stands in two groups")
+    if problems:
+        raise UsageError(f"weights: `adapters` does not fit the trained modules: {'; '.join(problems)}")
+    return {module: found[module] for module in trained}
+
+
+def make_policy(
+    program: Program,
+    engines: Mapping[str, Engine],
+    config: Tuning,
+    label: str,
+    seed: int,
+    initial: Mapping[str, Path],
+) -> Policy:
+    """Puts the adapters in place and an AdamW over them. ``initial``: module -> adapter folder to go on from.
+
+    Raises UsageError when nothing can be trained or a setting would do nothing.
+    """
+    spec = program.spec
+    engine = _engine(spec, engines)
+    names = {module: f"{label}.{name}" for module, name in adapter_of(spec, config).items()}
+    rates = _rates(spec, names, config)
+    groups = []
+    for name, rate in rates.items():
+        _begin(engine, name, [m for m, n in names.items() if n == name], config, seed, initial)
+        tensors = list(engine.adapters.parameters(name).values())
+        groups.append({"params": tensors, "lr": rate, "own": rate})
+    return Policy(engine, names, torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.0))
+
+
+def _rates(spec: Spec, names: Mapping[str, str], config: Tuning) -> dict[str, float]:
+    """Adapter -> its learning rate."""
+    rates = dict.fromkeys(names.values(), config.learning_rate)
+    for module, name in names.items():
+        train = spec.modules[module].train
+        if isinstance(train, Training) and train.learning_rate is not None:
+            if list(names.values()).count(name) > 1:
+                raise UsageError(
+                    f"weights: the module {module!r} has a learning rate of its own but shares its adapter {short(name)!r}; "
+                    "use `adapters: module`, or a group of its own"
+                )
+            rates[name] = train.learning_rate
+    return rates
+
+
+def _begin(
+    engine: LocalEngine,
+    name: str,
+    modules: Iterable[str],
+    config: Tuning,
+    seed: int,
+    initial: Mapping[str, Path],
+) -> None:
+    """Puts one adapter in place: the one to go on from, or a fresh one."""
+    folders = sorted({initial[module] for module in modules if module in initial})
+    if len(folders) > 1:
+        listed = ", ".join(map(str, folders))
+        raise UsageError(f"weights: the adapter {short(name)!r} cannot go on from several at once ({listed})")
+    if config.full:
+        if any((folder / "adapter_config.json").exists() for folder in folders):
+            raise UsageError("weights: `full: true` cannot go on from an adapter; start from the plain model")
+        engine.adapters.create_full(name)
+        if folders:
+            engine.adapters.restore(name, folders[0])
+    elif folders:
+        if "lora" in config.model_fields_set:
+            wanted, there = options(config.lora), engine.adapters.read_options(folders[0])
+            if replace(wanted, targets="") != replace(there, targets=""):
+                raise UsageError(
+                    f"weights: training goes on from {folders[0]}, which has {there}; `lora` asks for {wanted}"
+                )
+        engine.adapters.load(name, folders[0])
+    else:
+        engine.adapters.create(name, options(config.lora), seed_of(seed, "adapter", short(name)))
+
+
+def _engine(spec: Spec, engines: Mapping[str, Engine]) -> LocalEngine:
+    """The one local engine that all trained modules run on."""
+    models = {spec.modules[module].model for module in trained_modules(spec)}
+    if len(models) != 1:
+        raise UsageError(
+            "weights: no module is trained; give one `train: true`"
+            if not models
+            else f"weights: the trained modules use different models ({', '.join(sorted(models))}); train one model at a time"
+        )
+    engine = engines[models.pop()]
+    if not isinstance(engine, LocalEngine):
+        raise UsageError(
+            "weights: only modules on a `type: local` model can be trained; set `train: false` on the others"
+        )
+    return engine
+
+
+def learning_rate(config: Tuning, step: int, steps: int) -> float:
+    """Linear warm-up from 0, then constant or falling to ``floor`` of it at the last step."""
+    if step < config.warmup:
+        return config.learning_rate * (step + 1) / config.warmup
+    share = (step - config.warmup) / max(1, steps - 1 - config.warmup)
+    left = {"constant": 1.0, "linear": 1.0 - share, "cosine": (1.0 + cos(pi * share)) / 2}[config.schedule]
+    return config.learning_rate * (left + (1.0 - left) * (1.0 if config.schedule == "constant" else config.floor))

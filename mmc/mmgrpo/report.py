@@ -1,0 +1,131 @@
+"""What a training tells: one line of curves a step, and what should be said aloud."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from mmc.mmgrpo.group import Group
+from mmc.mmgrpo.update import UpdateReport
+from mmc.program.trajectory import Call, Trajectory
+
+UNREADABLE = ("unparsed", "cut")
+"""Endings that are failures of format."""
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One finished step. Rewards and shares are means over its runs or groups."""
+
+    step: int
+    steps: int
+    reward: float
+    spread: float
+    """Mean over groups of max - min reward."""
+    useful: float
+    """Share of groups with spread."""
+    failures: float
+    """Share of interrupted runs."""
+    unreadable: float
+    """Share of runs that a completion ended which could not be read, or was cut at the token limit."""
+    groups: int
+    resampled: int
+    """Examples that came in the place of others whose groups had no spread."""
+    loss: float
+    entropy: float
+    kl: float
+    clipped: float
+    """Share of tokens whose ratio was clipped."""
+    grad_norm: float
+    drift: float
+    """Largest difference of a log-probability between sampling and the first forward of training: how stale, or how
+    differently computed, the samples are."""
+    learning_rate: float
+    sampled: int
+    """Tokens sampled; what runs of a tree share counts once."""
+    tokens: int
+    """Tokens that carried gradient."""
+    tokens_packed: int
+    """Distinct tokens computed for them."""
+    tokens_plain: int
+    """Tokens that one sequence at a time would have computed."""
+    seconds_rollout: float
+    seconds_update: float
+    seconds: float
+    dev: float | None = None
+
+
+@dataclass(frozen=True)
+class StepFacts:
+    """What a report is made from beside runs, groups and the update."""
+
+    step: int
+    steps: int
+    learning_rate: float
+    resampled: int
+    tokens_plain: int
+    epochs: int
+    seconds_rollout: float
+    seconds_update: float
+
+
+def step_report(
+    facts: StepFacts, runs: Sequence[Trajectory], groups: Sequence[Group], result: UpdateReport
+) -> StepReport:
+    """The curves of one step."""
+    spreads = [max(g.rewards_C) - min(g.rewards_C) for g in groups] or [0.0]
+    tokens = max(1, result.tokens)
+    return StepReport(
+        step=facts.step + 1,
+        steps=facts.steps,
+        reward=fmean(t.reward for t in runs),
+        spread=fmean(spreads),
+        useful=fmean(s > 1e-9 for s in spreads),
+        failures=fmean(t.ending != "done" for t in runs),
+        unreadable=fmean(t.ending in UNREADABLE for t in runs),
+        groups=len(groups),
+        resampled=facts.resampled,
+        loss=result.loss,
+        entropy=result.entropy / tokens,
+        kl=result.kl / tokens,
+        clipped=result.clipped / tokens / facts.epochs,
+        grad_norm=result.grad_norm,
+        drift=result.drift,
+        learning_rate=facts.learning_rate,
+        sampled=sampled_tokens(runs),
+        tokens=result.tokens,
+        tokens_packed=result.packed,
+        tokens_plain=facts.tokens_plain,
+        seconds_rollout=facts.seconds_rollout,
+        seconds_update=facts.seconds_update,
+        seconds=facts.seconds_rollout + facts.seconds_update,
+    )
+
+
+def sampled_tokens(runs: Sequence[Trajectory]) -> int:
+    """Tokens that were drawn. Calls that runs of a tree made together count once."""
+    drawn: dict[tuple[object, ...], int] = {}
+    for run in runs:
+        for call in run.calls:
+            drawn[_identity(run, call)] = len(call.completion.ids_T)
+    return sum(drawn.values())
+
+
+def _identity(run: Trajectory, call: Call) -> tuple[object, ...]:
+    if call.path:
+        return (run.example_id, call.module, call.index, call.path, call.completion.ids_T)
+    return (run.example_id, call.module, call.index, run.rollout)
+
+
+def alarm(unreadable: Sequence[float], every: int = 5) -> str | None:
+    """What to say when the share of unreadable completions rises: now, against the first steps. ``unreadable`` is by step."""
+    if len(unreadable) < 2 * every or len(unreadable) % every:
+        return None
+    first, now = fmean(unreadable[:every]), fmean(unreadable[-every:])
+    if now - first < 0.1:
+        return None
+    return (
+        f"completions that cannot be read rise: {first:.0%} of runs in the first {every} steps, {now:.0%} in the last {every}. "
+        "A lower format_reward, `constrain: true`, or a larger max_tokens stops that"
+    )
