@@ -242,7 +242,7 @@ def test_a_stage_that_makes_dev_worse_is_rolled_back(folder: Path, monkeypatch: 
 def test_stages_that_occur_twice_get_a_suffix(folder: Path) -> None:
     result = compiled(folder, "compile.strategy=[weights, weights]", "compile.weights.steps=1")
     assert [s.stage for s in result.stages] == ["start", "weights", "weights.2"]
-    assert set(STAGES) == {"prompts", "weights"}
+    assert set(STAGES) == {"prompts", "distill", "weights"}
 
 
 def test_changed_keys_are_named_by_their_leaves() -> None:

@@ -12,7 +12,6 @@ from mmc.mmgrpo.group import Member, Rewards, call_rewards, form_groups, select_
 from mmc.program.trajectory import Call, Ending, Trajectory
 from mmc.spec.model import Grouping
 
-
 _ROLLOUTS = itertools.count()
 """Runs get numbers of their own unless a test says otherwise."""
 
