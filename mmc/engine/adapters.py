@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmc.engine.merge import Merged
 from mmc.errors import EnvironmentProblem, UsageError
 
 
@@ -47,6 +48,8 @@ class Adapters:
         """The model's own weights while another set is in."""
         self._names: dict[str, str] = {}
         self._active: str | None = None
+        self._merged = Merged()
+        self._enabled = True
 
     def check(self, name: str | None) -> None:
         """Raises EnvironmentProblem when there is no adapter of that name."""
@@ -171,27 +174,41 @@ class Adapters:
         """Inside, the model runs with this adapter (None: without any); its tensors need gradient only to ``train``.
 
         Whole weights stay in until another name is asked for, so that an optimizer step after the block changes them.
+        Otherwise than to train, an adapter runs merged into the weights where it can be: the same to rounding, and faster.
         """
         self._switch(name if name in self._full else None)
-        if self._peft is not None and name is None:
-            with self._peft.disable_adapter():
-                yield from self._mode(name, train)
-            return
-        if name in self._names and self._active != name:
-            self._peft.set_adapter(self._names[name])
-            self._active = name
+        merged = name in self._names and not train and self._merged.put(self._peft, self._names[name])
+        if not merged:
+            self._merged.take_out()
+        if self._peft is not None:
+            self._enable(name in self._names and not merged)
+            if name in self._names and not merged and self._active != name:
+                self._peft.set_adapter(self._names[name])
+                self._active = name
         yield from self._mode(name, train)
+
+    def _enable(self, on: bool) -> None:
+        """Lets the layers add their adapter, or not. PEFT walks over all modules for it, so only on a change."""
+        if on and not self._enabled:
+            self._peft.base_model.enable_adapter_layers()
+        elif self._enabled and not on:
+            self._peft.base_model.disable_adapter_layers()
+        self._enabled = on
 
     def _mode(self, name: str | None, train: bool) -> Iterator[None]:
         if name is not None and train:
             for tensor in self.parameters(name).values():
                 tensor.requires_grad_(True)
         was = self._model.training
-        self._model.train(train)
+        self._set_training(train)
         try:
             yield
         finally:
-            self._model.train(was)
+            self._set_training(was)
+
+    def _set_training(self, on: bool) -> None:
+        if self._model.training != on:
+            self._model.train(on)
 
     def _switch(self, name: str | None) -> None:
         """Puts a whole set of weights into the model; None: its own."""
@@ -216,10 +233,11 @@ class Adapters:
                 self._peft = PeftModel(self._model, config, adapter_name=inner)
             else:
                 if inner in self._peft.peft_config:
+                    self._merged.forget(inner)
                     self._peft.delete_adapter(inner)
                 self._peft.add_adapter(inner, config)
         self._names[name] = inner
-        self._active = None
+        self._active, self._enabled = None, True
 
 
 def _read_config(folder: Path) -> Any:

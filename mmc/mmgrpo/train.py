@@ -15,7 +15,6 @@ from mmc.data import Example
 from mmc.engine.base import Engine, seed_of
 from mmc.metric import Metric
 from mmc.mmgrpo import checkpoint
-from mmc.mmgrpo.advantage import has_spread
 from mmc.mmgrpo.audit import audit
 from mmc.mmgrpo.checkpoint import Place
 from mmc.mmgrpo.group import Rewards, Shaping, form_groups
@@ -96,8 +95,7 @@ def train_step(job: TrainingJob, sampler: Sampler, policy: Policy, step: int, po
     if step == 0:
         _audit(job, rollouts)
     sampled = time.perf_counter()
-    kept = rollouts.groups if config.kl else [g for g in rollouts.groups if has_spread(g.rewards_C)]
-    calls = training_calls(kept, config, module_terms(job.program.spec, policy.names))
+    calls = training_calls(rollouts.groups, config, module_terms(job.program.spec, policy.names))
     torch.manual_seed(seed_of(job.seed, "update", step))
     result = update(policy.engine, policy.optimizer, calls, config)
     facts = StepFacts(

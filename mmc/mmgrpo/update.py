@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mmc.engine.local import LocalEngine
-from mmc.mmgrpo.advantage import advantages
+from mmc.mmgrpo.advantage import advantages, has_spread
 from mmc.mmgrpo.group import Group, Member
 from mmc.mmgrpo.loss import Batch, Share, importance, policy_loss, token_weights
 from mmc.program.trajectory import Call
@@ -41,7 +41,9 @@ class TrainingCall:
     advantage: float
     weight: float
     exact: bool = True
-    """Whether the trained policy itself sampled it, so that ``sampler_F`` are the policy's log-probabilities."""
+    """Whether ``sampler_F`` are the policy's own log-probabilities, as training computes them."""
+    own: bool = True
+    """Whether the trained policy sampled it, not a teacher."""
     old_F: Sequence[float] | None = None
     """Log-probabilities under the policy before the step's first update; found then for calls that are not exact."""
 
@@ -62,7 +64,10 @@ class UpdateReport:
 
 
 def training_calls(groups: Sequence[Group], config: MmGrpo, modules: Mapping[str, ModuleTerms]) -> list[TrainingCall]:
-    """The calls of ``groups`` that carry gradient."""
+    """The calls of ``groups`` that carry gradient.
+
+    Groups without spread count in the means, as in TRL, but nothing of them is computed unless a KL penalty wants it.
+    """
     chosen: list[tuple[Group, Member, Call, Sampled, float]] = []
     found = advantages([group.rewards_C for group in groups], config.normalize)
     for group, advantages_C in zip(groups, found, strict=True):
@@ -79,9 +84,9 @@ def training_calls(groups: Sequence[Group], config: MmGrpo, modules: Mapping[str
     units = len(groups) if by_call else len({group.example_id for group, *_ in chosen})
     weights = token_weights(shares, max(1, units), max(1, sum(counts)), config.loss)
     return [
-        _training_call(call, sampled, advantage, weight, modules[call.module])
-        for (_, _, call, sampled, advantage), weight in zip(chosen, weights, strict=True)
-        if advantage or config.kl
+        _training_call(member, call, sampled, advantage, weight, modules[call.module])
+        for (group, member, call, sampled, advantage), weight in zip(chosen, weights, strict=True)
+        if config.kl or (advantage and has_spread(group.rewards_C))
     ]
 
 
@@ -108,11 +113,13 @@ def _by_run(chosen: Chosen, counts: Sequence[int], limits: Sequence[int]) -> lis
     return [Share(tokens[member.run], longest[member.run], len(runs[group.example_id])) for group, member, *_ in chosen]
 
 
-def _training_call(call: Call, sampled: Sampled, advantage: float, weight: float, terms: ModuleTerms) -> TrainingCall:
-    done = call.completion
+def _training_call(
+    member: Member, call: Call, sampled: Sampled, advantage: float, weight: float, terms: ModuleTerms
+) -> TrainingCall:
+    done, own = call.completion, member.run[1] >= 0
     sampler_F = [done.logprobs_T[t] for t in sampled.free_T]
     old_F = sampler_F if done.exact else None
-    return TrainingCall(terms.adapter, sampled, sampler_F, advantage, weight * terms.weight, done.exact, old_F)
+    return TrainingCall(terms.adapter, sampled, sampler_F, advantage, weight * terms.weight, done.exact, own, old_F)
 
 
 def update(
@@ -179,7 +186,7 @@ def _remember(calls: Sequence[TrainingCall], logprobs_F: Tensor) -> None:
 
 def _drift(calls: Sequence[TrainingCall], logprobs_F: Tensor) -> float:
     pairs = zip(calls, _by_calls(calls, logprobs_F), strict=True)
-    return max((float((own_F - torch.tensor(c.sampler_F)).abs().max()) for c, own_F in pairs if c.exact), default=0.0)
+    return max((float((own_F - torch.tensor(c.sampler_F)).abs().max()) for c, own_F in pairs if c.own), default=0.0)
 
 
 def _reference(engine: LocalEngine, samples: Sequence[Sampled]) -> Tensor:

@@ -13,6 +13,8 @@ from torch import Tensor
 from mmc.trie.attention import BLOCK_ROWS, Block, Layout
 
 Ints = NDArray[np.int64]
+BLOCK_PAIRS = 2048
+"""What one more block costs, in (row, key) pairs of attention; found by timing SmolLM2-135M on two CPU cores."""
 _EMPTY: Ints = np.empty(0, dtype=np.int64)
 
 
@@ -172,20 +174,34 @@ class TrieCache:
         return tokens, torch.from_numpy(self._positions[slots]), Layout(blocks, store=self)
 
     def _blocks(self, segments: Sequence[Segment]) -> list[Block]:
+        """Neighbours in blocks: a row joins when that costs fewer (row, key) pairs than a block of its own."""
         blocks: list[Block] = []
         pieces: list[tuple[Segment, int, int]] = []
-        start, size = 0, 0
+        seen = np.zeros(self._capacity, dtype=bool)
+        start, size, keys = 0, 0, 0
+
+        def close() -> None:
+            nonlocal start, size, keys, pieces
+            if pieces:
+                blocks.append(self._block(start, size, pieces))
+            seen[:] = False
+            start, size, keys, pieces = start + size, 0, 0, []
+
         for segment in segments:
-            done = 0
+            done, before = 0, len(segment.path) - len(segment.tokens)
             while done < len(segment.tokens):
                 take = min(BLOCK_ROWS - size, len(segment.tokens) - done)
+                path = segment.path[: before + done + take]
+                new = len(path) - int(np.count_nonzero(seen[path]))
+                if size and take * (keys + new) + size * new > take * len(path) + BLOCK_PAIRS:
+                    close()
+                    continue
+                seen[path] = True
                 pieces.append((segment, done, done + take))
-                done, size = done + take, size + take
+                done, size, keys = done + take, size + take, keys + new
                 if size == BLOCK_ROWS:
-                    blocks.append(self._block(start, size, pieces))
-                    start, size, pieces = start + size, 0, []
-        if pieces:
-            blocks.append(self._block(start, size, pieces))
+                    close()
+        close()
         return blocks
 
     def _block(self, start: int, size: int, pieces: Sequence[tuple[Segment, int, int]]) -> Block:

@@ -125,7 +125,7 @@ def test_adapters_are_switched_saved_and_loaded(engine: LocalEngine, tmp_path: P
     assert fresh.ids_T == plain.ids_T, "a fresh adapter changes nothing"
     for name, tensor in engine.adapters.parameters("one").items():
         if "lora_B" in name:
-            torch.nn.init.normal_(tensor.data, std=0.5)
+            torch.nn.init.normal_(tensor, std=0.5)
     changed = complete(engine, [ask("hello", adapter="one", **greedy)])[0]
     assert changed.ids_T != plain.ids_T
     engine.adapters.save("one", tmp_path / "one")
