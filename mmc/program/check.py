@@ -240,6 +240,7 @@ class _Checker:
             if name not in outputs:
                 message = f"the program has no output {name!r}.{did_you_mean(name, outputs)}"
                 self.error(path, message, f"its outputs are: {', '.join(sorted(outputs)) or 'none'}")
+        self._shaping()
         if spec.data is None:
             return
         for split in ("train", "dev", "test"):
@@ -249,6 +250,21 @@ class _Checker:
                 self._rows(
                     ("tools", name, "corpus"), tool.corpus, dict.fromkeys(tool.fields, ("tools", name, "fields"))
                 )
+
+    def _shaping(self) -> None:
+        """Modules, their fields and the columns of the training data that shaping names."""
+        for name, parts in self.spec.shaping.items():
+            path: KeyPath = ("shaping", name)
+            if not self._known(name, self.spec.modules, path, "module"):
+                continue
+            fields = {**self.spec.modules[name].outputs, **self.spec.modules[name].inputs}
+            for i, part in enumerate(parts):
+                place = (*path, i, "metric")
+                for field, where in _metric_fields(part.metric, "predicted", place).items():
+                    self._known(field, fields, where, f"output or input of {name}")
+                if self.spec.data is not None:
+                    train = self.spec.data.train
+                    self._rows(("data", "train", "file"), train.file, _metric_fields(part.metric, "gold", place))
 
     def _split(self, split: str, source: model.DataSource, gold: Iterable[str]) -> None:
         path: KeyPath = ("data", split)

@@ -269,11 +269,13 @@ class ExactMetric(Keys):
 
 
 class F1Metric(Keys):
-    """Token F1 between output and gold text, as in SQuAD."""
+    """Token F1 between output and gold text, as in SQuAD. The texts of a list count as one."""
 
     type: Literal["f1"]
     predicted: str
     gold: str
+    ignore: list[str] = []
+    """Outputs or columns (in `shaping`, inputs too; `document.title` is the title in `document`) whose words do not count."""
 
 
 class RecallMetric(Keys):

@@ -85,6 +85,11 @@ BROKEN = [
      "error: the template has no slot 'instructions'; it has: instruction. Did you mean 'instruction'?"),
     ("outputs: {query: str}", "outputs: {query: {enum: [one]}}", "an enum needs two or more different texts"),
     ("outputs: {query: str}", "outputs: {query: {enum: nowhere.json}}", "error: there is no file"),
+    ("mmc: 1", "mmc: 1\nshaping: {qery: []}", "error: there is no module 'qery'. Did you mean 'query'?"),
+    ("mmc: 1", "mmc: 1\nshaping: {pick: [{name: x, weight: 1, metric: {type: exact, predicted: titel, gold: title}}]}",
+     "error: there is no output or input of pick 'titel'. Did you mean 'title'?"),
+    ("mmc: 1", "mmc: 1\nshaping: {pick: [{name: x, weight: 1, metric: {type: exact, predicted: title, gold: titles}}]}",
+     "error: rows.jsonl has no column 'titles'. Did you mean 'title'?"),
 ]  # fmt: skip
 
 
