@@ -1,0 +1,112 @@
+"""Merged adapters: the same model as with the adapter beside the weights, and never a stale one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from mmc.engine import merge
+from mmc.engine.adapters import Adapters, LoraOptions
+
+
+@pytest.fixture
+def model(tiny_model_dir: Path) -> torch.nn.Module:
+    return AutoModelForCausalLM.from_pretrained(tiny_model_dir).eval()
+
+
+IDS = torch.arange(5, 25)[None]
+
+
+def add(adapters: Adapters, name: str, seed: int, **options: bool) -> None:
+    adapters.create(name, LoraOptions(4, 8.0, 0.0, "all-linear", **options), seed=seed)
+    torch.manual_seed(seed)
+    for key, tensor in adapters.parameters(name).items():
+        if "lora_B" in key:
+            torch.nn.init.normal_(tensor, std=0.2)
+
+
+def logits(model: torch.nn.Module, adapters: Adapters, name: str | None, train: bool = False) -> torch.Tensor:
+    with torch.no_grad(), adapters.active(name, train=train):
+        found: torch.Tensor = model(input_ids=IDS, use_cache=False).logits
+    return found
+
+
+def merged(adapters: Adapters) -> bool:
+    return bool(adapters._merged._inside)
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_a_merged_adapter_gives_what_training_computes(model: torch.nn.Module, rslora: bool) -> None:
+    adapters = Adapters(model, "")
+    add(adapters, "a", 1, rslora=rslora)
+    with adapters.active("a"):
+        assert merged(adapters)
+    torch.testing.assert_close(logits(model, adapters, "a"), logits(model, adapters, "a", train=True))
+    assert not merged(adapters)
+
+
+def test_the_models_own_weights_come_back_unchanged(model: torch.nn.Module) -> None:
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    plain = model(input_ids=IDS, use_cache=False).logits.detach()
+    adapters = Adapters(model, "")
+    add(adapters, "a", 1)
+    changed = logits(model, adapters, "a")
+    assert not torch.allclose(changed, plain)
+    assert torch.equal(logits(model, adapters, None), plain)
+    now = {name.replace(".base_layer", ""): p for name, p in model.named_parameters() if "lora_" not in name}
+    assert all(torch.equal(now[name], value) for name, value in before.items())
+
+
+def test_a_step_of_the_optimizer_is_merged_anew(model: torch.nn.Module) -> None:
+    adapters = Adapters(model, "")
+    add(adapters, "a", 1)
+    first = logits(model, adapters, "a")
+    optimizer = torch.optim.AdamW(list(adapters.parameters("a").values()), lr=0.05)
+    with adapters.active("a", train=True):
+        model(input_ids=IDS, use_cache=False).logits.square().mean().backward()
+    optimizer.step()
+    second = logits(model, adapters, "a")
+    assert not torch.allclose(first, second)
+    torch.testing.assert_close(second, logits(model, adapters, "a", train=True))
+
+
+def test_a_restored_adapter_is_merged_anew(model: torch.nn.Module, tmp_path: Path) -> None:
+    adapters = Adapters(model, "")
+    add(adapters, "a", 1)
+    first = logits(model, adapters, "a")
+    adapters.save("a", tmp_path / "a")
+    with torch.no_grad():
+        for tensor in adapters.parameters("a").values():
+            tensor.mul_(2.0)
+    assert not torch.allclose(logits(model, adapters, "a"), first)
+    adapters.restore("a", tmp_path / "a")
+    torch.testing.assert_close(logits(model, adapters, "a"), first)
+
+
+def test_more_adapters_than_copies_run_beside_the_weights(model: torch.nn.Module) -> None:
+    adapters = Adapters(model, "")
+    names = ["a", "b", "c"]
+    for seed, name in enumerate(names):
+        add(adapters, name, seed)
+    expected = {name: logits(model, adapters, name, train=True) for name in names}
+    for _ in range(2):
+        for name in names:
+            torch.testing.assert_close(logits(model, adapters, name), expected[name])
+    assert len(adapters._merged._copies) == merge.COPIES
+    for _ in range(merge.RECENT):
+        logits(model, adapters, "c")
+    with adapters.active("c"):
+        assert merged(adapters), "a copy nobody asks for gives way"
+    torch.testing.assert_close(logits(model, adapters, "c"), expected["c"])
+    torch.testing.assert_close(logits(model, adapters, "a"), expected["a"])
+
+
+def test_dora_is_not_merged(model: torch.nn.Module) -> None:
+    adapters = Adapters(model, "")
+    add(adapters, "a", 1, dora=True)
+    with adapters.active("a"):
+        assert not merged(adapters)
+    torch.testing.assert_close(logits(model, adapters, "a"), logits(model, adapters, "a", train=True))
