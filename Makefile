@@ -8,7 +8,7 @@ export TOKENIZERS_PARALLELISM = false
 export HF_HUB_OFFLINE ?= 1
 export PYTHONUNBUFFERED = 1
 
-.PHONY: help setup peers demo test lint slow bench clean
+.PHONY: help setup peers demo test lint slow bench results clean
 
 help:
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -49,6 +49,9 @@ slow: setup peers ## proofs that take long: learning on real data, killed and re
 
 bench: setup ## a step on the trie against padded batches, measured side by side
 	$(BIN)/python tests/bench/trie_step.py
+
+results: setup ## learning on public data over three seeds, and the tree against the paper; hours, resumable
+	$(BIN)/python tests/bench/results.py
 
 clean: ## remove what setup, peers, demo and test made
 	rm -rf $(VENV) .peers .mmc build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info

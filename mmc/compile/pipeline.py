@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from mmc.build import BuildJob, StageScore, write_build
 from mmc.compile.progress import Progress, Silent
@@ -18,7 +19,10 @@ from mmc.engine import open_engines
 from mmc.errors import InvalidError
 from mmc.metric import paired
 from mmc.program.graph import Program
+from mmc.prompt import Template
+from mmc.spec import load
 from mmc.spec.load import LoadedSpec
+from mmc.spec.model import Teacher
 
 SPLITS: tuple[SplitName, ...] = ("train", "dev", "test")
 
@@ -107,11 +111,22 @@ def _open(context: Context, state: State, name: str, folder: Path) -> None:
         "data": context.data_fingerprint("train", "dev"),
         "seed": context.seed,
         "compile": {name: config},
+        "teachers": [_teacher(context, state, t) for t in getattr(getattr(spec.compile, name), "teachers", [])],
     }
     changed = open_stage(folder, inputs)
     if changed:
         listed = ", ".join(changed[:6]) + (", ..." if len(changed) > 6 else "")
         context.progress.say(f"{name}: starting over, because this changed: {listed}")
+
+
+def _teacher(context: Context, state: State, teacher: Teacher) -> dict[str, Any]:
+    """What a teacher's behaviour depends on, beside this spec."""
+    loaded = state.program.loaded
+    if teacher.spec is None:
+        return {name: Template.load(loaded.resolve(path)).sha256 for name, path in teacher.templates.items()}
+    other = load(loaded.resolve(teacher.spec))
+    folders = {module: other.resolve(folder) for module, folder in other.spec.adapters.items()}
+    return State(Program.build(other, context.trust), folders).fingerprint()
 
 
 def _gate(context: Context, before: State, after: State, label: str) -> tuple[bool, str]:

@@ -18,6 +18,7 @@ from mmc.errors import ParseError, RunFailure, UsageError
 from mmc.program.graph import Program
 from mmc.program.run import RunSettings, make_request, run_all, typed_inputs
 from mmc.program.trajectory import Call, Trajectory
+from mmc.prompt import Template
 from mmc.spec import load, rewrite
 from mmc.spec.marks import KeyPath
 from mmc.spec.model import Teacher
@@ -43,13 +44,8 @@ def open_teachers(
 def _open(
     student: Program, teacher: Teacher, modules: Collection[str], engines: Mapping[str, Engine], trust: bool
 ) -> OpenTeacher:
-    if teacher.model is not None:
-        changes: dict[KeyPath, object] = {("modules", m, "model"): teacher.model for m in modules}
-        loaded = student.loaded.reparsed(rewrite(student.loaded.text, changes))
-        other = engines.get(teacher.model) or open_engine(student.loaded, teacher.model)
-        program = replace(student, loaded=loaded).with_adapters(dict.fromkeys(modules, None))
-        return OpenTeacher(teacher, teacher.model, program, {**engines, teacher.model: other})
-    assert teacher.spec is not None
+    if teacher.spec is None:
+        return _variant(student, teacher, modules, engines)
     loaded = load(student.loaded.resolve(teacher.spec))
     program = replace(Program.build(loaded, trust), metric=student.metric)
     common = [m for m in modules if m in loaded.spec.modules]
@@ -65,6 +61,21 @@ def _open(
                 f"the teacher {teacher.spec}: its module {module!r} lacks the input {sorted(missing)[0]!r}"
             )
     return OpenTeacher(teacher, teacher.spec, program, open_engines(loaded))
+
+
+def _variant(
+    student: Program, teacher: Teacher, modules: Collection[str], engines: Mapping[str, Engine]
+) -> OpenTeacher:
+    """The student's own program without adapters, on another model or with other templates."""
+    loaded = student.loaded
+    program = student.with_adapters(dict.fromkeys(modules, None))
+    program = program.with_templates({m: Template.load(loaded.resolve(path)) for m, path in teacher.templates.items()})
+    if teacher.model is None:
+        return OpenTeacher(teacher, ", ".join(teacher.templates.values()), program, engines)
+    changes: dict[KeyPath, object] = {("modules", m, "model"): teacher.model for m in modules}
+    program = replace(program, loaded=loaded.reparsed(rewrite(loaded.text, changes)))
+    other = engines.get(teacher.model) or open_engine(loaded, teacher.model)
+    return OpenTeacher(teacher, teacher.model, program, {**engines, teacher.model: other})
 
 
 def teach(

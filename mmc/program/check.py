@@ -22,6 +22,7 @@ def check(loaded: LoadedSpec) -> tuple[Diagnostic, ...]:
     """All problems of ``loaded``, sorted by place. Raises EnvironmentProblem when a path needs an unset variable."""
     checker = _Checker(loaded)
     checker.modules()
+    checker.teachers()
     checker.program()
     checker.data()
     return tuple(sorted(set(checker.found)))
@@ -54,12 +55,23 @@ class _Checker:
                     "format text reads one output, but this module declares several",
                     "use json or sections",
                 )
-            template = self._template((*path, "template"), module.template, module)
+            template = self._template((*path, "template"), module.template, name)
             for i, other in enumerate(module.alternatives):
-                self._template((*path, "alternatives", i), other, module)
+                self._template((*path, "alternatives", i), other, name)
             self._candidates(path, module, template)
         for name in self.spec.adapters:
             self._known(name, self.spec.modules, ("adapters", name), "module")
+
+    def teachers(self) -> None:
+        compile_ = self.spec.compile
+        for stage, teachers in (("distill", compile_.distill.teachers), ("weights", compile_.weights.teachers)):
+            for i, teacher in enumerate(teachers):
+                path: KeyPath = ("compile", stage, "teachers", i)
+                if teacher.model is not None:
+                    self._known(teacher.model, self.spec.models, (*path, "model"), "model")
+                for name, template in teacher.templates.items():
+                    if self._known(name, self.spec.modules, (*path, "templates", name), "module"):
+                        self._template((*path, "templates", name), template, name)
 
     def _output(self, path: KeyPath, declared: model.OutputType, module: model.Module) -> None:
         if isinstance(declared, str):
@@ -82,7 +94,9 @@ class _Checker:
             if not file.is_file():
                 self.error(path, f"there is no file {file}")
 
-    def _template(self, path: KeyPath, name: str, module: model.Module) -> Template | None:
+    def _template(self, path: KeyPath, name: str, of: str) -> Template | None:
+        """The template ``name``, checked against the inputs of the module ``of``."""
+        module = self.spec.modules[of]
         try:
             template = Template.load(self.loaded.resolve(name))
         except InvalidError as error:
@@ -92,15 +106,15 @@ class _Checker:
             return None
         for unknown in sorted(template.variables - set(module.inputs)):
             line, source = template.line_of(unknown)
-            message = f"the template uses {unknown!r}, which is not an input of the module {path[1]!r}"
-            hint = f"declare it under modules.{path[1]}.inputs; declared are: {', '.join(module.inputs) or 'none'}."
+            message = f"the template uses {unknown!r}, which is not an input of the module {of!r}"
+            hint = f"declare it under modules.{of}.inputs; declared are: {', '.join(module.inputs) or 'none'}."
             column = source.find(unknown) + 1
             hint += did_you_mean(unknown, module.inputs)
             self.found.append(Diagnostic(str(template.path), line, column, message, hint, source=source))
         for unused in sorted(set(module.inputs) - template.variables):
             if not any(unused in self._names_quietly(t) for t in module.outputs.values()):
                 place = self.loaded.diagnostic(
-                    (*path[:2], "inputs", unused), f"the template {name} does not use this input"
+                    ("modules", of, "inputs", unused), f"the template {name} does not use this input"
                 )
                 self.found.append(
                     Diagnostic(place.file, place.line, place.column, place.message, "", "warning", place.source)

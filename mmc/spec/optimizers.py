@@ -85,14 +85,16 @@ class Teacher(Keys):
     matched by the module's name and inputs."""
     model: str | None = None
     """An entry of `models`: this program, with every trained module on that model."""
+    templates: dict[str, str] = {}
+    """This program without adapters, with other templates for these modules: with demonstrations in them, say."""
     rollouts: int = Field(2, gt=0)
     """Runs an example."""
     temperature: float = Field(1.0, ge=0)
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        if (self.spec is None) == (self.model is None):
-            raise ValueError("a teacher has either `spec` or `model`")
+        if (self.spec is None) == (self.model is None and not self.templates):
+            raise ValueError("a teacher has either `spec` or `model` and `templates`, one of these or both")
         return self
 
 
@@ -220,4 +222,6 @@ class Distill(Tuning):
     def _somebody_runs(self) -> Self:
         if not self.rollouts and not self.teachers:
             raise ValueError("with `rollouts: 0` somebody must teach: add `teachers`")
+        if not self.rollouts and "temperature" in self.model_fields_set:
+            raise ValueError("`temperature` does nothing with `rollouts: 0`; teachers have their own")
         return self
