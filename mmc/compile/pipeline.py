@@ -22,7 +22,8 @@ from mmc.program.graph import Program
 from mmc.prompt import Template
 from mmc.spec import load
 from mmc.spec.load import LoadedSpec
-from mmc.spec.model import Teacher
+from mmc.spec.model import Teacher, Tuning
+from mmc.spec.tuning import tuning_problems
 
 SPLITS: tuple[SplitName, ...] = ("train", "dev", "test")
 
@@ -51,6 +52,7 @@ def compile_spec(job: CompileJob) -> CompileResult:
     loaded = job.loaded
     if loaded.spec.data is None or loaded.spec.metric is None:
         raise InvalidError([loaded.diagnostic((), "compiling needs `data` and `metric`", "add both to the spec")])
+    _check_stages(loaded)
     program = Program.build(loaded, job.trust)
     data: dict[str, Sequence[Example]] = {split: load_split(loaded, split) for split in SPLITS}
     folder = run_folder(job)
@@ -67,6 +69,17 @@ def compile_spec(job: CompileJob) -> CompileResult:
                 engine.close()
         build = _build(job, context, state, stages)
     return CompileResult(build, tuple(stages))
+
+
+def _check_stages(loaded: LoadedSpec) -> None:
+    """Raises InvalidError for stages that could not run, before the ones in front of them are paid for."""
+    problems = []
+    for name in dict.fromkeys(loaded.spec.compile.strategy):
+        config = getattr(loaded.spec.compile, name)
+        found = tuning_problems(loaded.spec, config) if isinstance(config, Tuning) else []
+        problems += [loaded.diagnostic(("compile", name), text) for text in found]
+    if problems:
+        raise InvalidError(problems)
 
 
 def run_folder(job: CompileJob) -> Path:

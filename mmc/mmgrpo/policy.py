@@ -16,9 +16,7 @@ from mmc.engine.local import LocalEngine
 from mmc.errors import UsageError
 from mmc.program.graph import Program
 from mmc.spec.model import Spec, Training, Tuning
-
-SHARED = "shared"
-"""Name of the adapter that all trained modules share."""
+from mmc.spec.tuning import adapter_of, trained_modules, tuning_problems
 
 
 @dataclass(frozen=True)
@@ -59,28 +57,6 @@ def short(name: str) -> str:
     return name.rpartition(".")[2]
 
 
-def trained_modules(spec: Spec) -> list[str]:
-    """The modules whose weights are tuned."""
-    return [name for name, module in spec.modules.items() if module.train]
-
-
-def adapter_of(spec: Spec, config: Tuning) -> dict[str, str]:
-    """Trained module -> the short name of its adapter. Raises UsageError when groups do not fit the modules."""
-    trained = trained_modules(spec)
-    if config.adapters == "shared":
-        return dict.fromkeys(trained, SHARED)
-    if config.adapters == "module":
-        return {name: name for name in trained}
-    found = {module: name for name, modules in config.adapters.items() for module in modules}
-    problems = [f"{m!r} is not trained" for m in found if m not in trained]
-    problems += [f"{m!r} stands in no group" for m in trained if m not in found]
-    if sum(map(len, config.adapters.values())) > len(found):
-        problems.append("a module stands in two groups")
-    if problems:
-        raise UsageError(f"weights: `adapters` does not fit the trained modules: {'; '.join(problems)}")
-    return {module: found[module] for module in trained}
-
-
 def make_policy(
     program: Program,
     engines: Mapping[str, Engine],
@@ -94,6 +70,8 @@ def make_policy(
     Raises UsageError when nothing can be trained or a setting would do nothing.
     """
     spec = program.spec
+    if problems := tuning_problems(spec, config):
+        raise UsageError("; ".join(problems))
     engine = _engine(spec, engines)
     names = {module: f"{label}.{name}" for module, name in adapter_of(spec, config).items()}
     rates = _rates(spec, names, config)
@@ -111,11 +89,6 @@ def _rates(spec: Spec, names: Mapping[str, str], config: Tuning) -> dict[str, fl
     for module, name in names.items():
         train = spec.modules[module].train
         if isinstance(train, Training) and train.learning_rate is not None:
-            if list(names.values()).count(name) > 1:
-                raise UsageError(
-                    f"weights: the module {module!r} has a learning rate of its own but shares its adapter {short(name)!r}; "
-                    "use `adapters: module`, or a group of its own"
-                )
             rates[name] = train.learning_rate
     return rates
 
@@ -153,14 +126,7 @@ def _begin(
 
 def _engine(spec: Spec, engines: Mapping[str, Engine]) -> LocalEngine:
     """The one local engine that all trained modules run on."""
-    models = {spec.modules[module].model for module in trained_modules(spec)}
-    if len(models) != 1:
-        raise UsageError(
-            "weights: no module is trained; give one `train: true`"
-            if not models
-            else f"weights: the trained modules use different models ({', '.join(sorted(models))}); train one model at a time"
-        )
-    engine = engines[models.pop()]
+    engine = engines[spec.modules[trained_modules(spec)[0]].model]
     if not isinstance(engine, LocalEngine):
         raise UsageError(
             "weights: only modules on a `type: local` model can be trained; set `train: false` on the others"

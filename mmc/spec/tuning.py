@@ -1,0 +1,58 @@
+"""Which adapter each trained module gets, and what does not fit together before anything is loaded."""
+
+from __future__ import annotations
+
+from mmc.spec.model import Spec, Training, Tuning
+
+SHARED = "shared"
+"""Name of the adapter that all trained modules share."""
+
+
+def trained_modules(spec: Spec) -> list[str]:
+    """The modules whose weights are tuned."""
+    return [name for name, module in spec.modules.items() if module.train]
+
+
+def adapter_of(spec: Spec, config: Tuning) -> dict[str, str]:
+    """Trained module -> the short name of its adapter."""
+    trained = trained_modules(spec)
+    if config.adapters == "shared":
+        return dict.fromkeys(trained, SHARED)
+    if config.adapters == "module":
+        return {name: name for name in trained}
+    found = {module: name for name, modules in config.adapters.items() for module in modules}
+    return {module: found[module] for module in trained if module in found}
+
+
+def tuning_problems(spec: Spec, config: Tuning) -> list[str]:
+    """What keeps the weights of ``spec`` from being tuned as ``config`` says."""
+    trained = trained_modules(spec)
+    if not trained:
+        return ["no module is trained; give one `train: true`"]
+    models = sorted({spec.modules[module].model for module in trained})
+    if len(models) > 1:
+        return [f"the trained modules use different models ({', '.join(models)}); train one model at a time"]
+    return [*_groups(trained, config), *_rates(spec, config)]
+
+
+def _groups(trained: list[str], config: Tuning) -> list[str]:
+    if not isinstance(config.adapters, dict):
+        return []
+    named = [module for modules in config.adapters.values() for module in modules]
+    problems = [f"{m!r} is not trained" for m in dict.fromkeys(named) if m not in trained]
+    problems += [f"{m!r} stands in no group" for m in trained if m not in named]
+    problems += [f"{m!r} stands in two groups" for m in dict.fromkeys(named) if named.count(m) > 1]
+    return [f"`adapters` does not fit the trained modules: {'; '.join(problems)}"] if problems else []
+
+
+def _rates(spec: Spec, config: Tuning) -> list[str]:
+    adapters, problems = adapter_of(spec, config), []
+    for module, name in adapters.items():
+        train = spec.modules[module].train
+        own = isinstance(train, Training) and train.learning_rate is not None
+        if own and list(adapters.values()).count(name) > 1:
+            problems.append(
+                f"the module {module!r} has a learning rate of its own but shares its adapter {name!r}; "
+                "use `adapters: module`, or a group of its own"
+            )
+    return problems
