@@ -16,7 +16,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -56,11 +56,26 @@ CHAINS = {"banking77": ("banking77",), "hover": ("hover", "hover-tree"), "helpde
 # --- runs ---------------------------------------------------------------------------------------------------------
 
 
-def chain(base: str, seed: int) -> None:
-    for name in CHAINS[base]:
-        result = WORK / f"{name}-{seed}.json"
-        if not result.exists():
-            result.write_text(json.dumps(run(TASKS[name], WORK / f"{base}-{seed}", seed)) + "\n")
+def made(base: str, name: str, seed: int, before: Future[None] | None) -> None:
+    """Makes one run after the one ``before``, unless there is its result."""
+    if before is not None:
+        before.result()
+    result = WORK / f"{name}-{seed}.json"
+    if not result.exists():
+        result.write_text(json.dumps(run(TASKS[name], WORK / f"{base}-{seed}", seed)) + "\n")
+
+
+def make_all(bases: Sequence[str], seeds: Sequence[int], parallel: int) -> None:
+    """All runs, those of the table first."""
+    with ThreadPoolExecutor(parallel) as pool:
+        jobs: dict[tuple[str, int], Future[None]] = {}
+        for depth in (0, 1):
+            for seed in seeds:
+                for base in (b for b in bases if depth < len(CHAINS[b])):
+                    before = jobs.get((base, seed))
+                    jobs[base, seed] = pool.submit(made, base, CHAINS[base][depth], seed, before)
+        for job in jobs.values():
+            job.result()
 
 
 def run(task: Task, folder: Path, seed: int) -> Json:
@@ -227,10 +242,7 @@ def main() -> None:
         )
     WORK.mkdir(parents=True, exist_ok=True)
     if not options.only_report:
-        with ThreadPoolExecutor(options.parallel) as pool:
-            jobs = [pool.submit(chain, name, seed) for seed in options.seeds for name in options.tasks]
-            for job in jobs:
-                job.result()
+        make_all(options.tasks, options.seeds, options.parallel)
     report(options.seeds)
 
 
