@@ -16,7 +16,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -49,33 +49,31 @@ TASKS: Mapping[str, Task] = {
 }
 TABLE = ("banking77", "hover")
 CURVES = {"hover": "hover-tree", "helpdesk": "helpdesk-tree"}
-CHAINS = {"banking77": ("banking77",), "hover": ("hover", "hover-tree"), "helpdesk": ("helpdesk", "helpdesk-tree")}
-"""Runs that share a folder, one after the other: the second finds the first one's scores of the start, and its distillation."""
 
 
 # --- runs ---------------------------------------------------------------------------------------------------------
 
 
-def made(base: str, name: str, seed: int, before: Future[None] | None) -> None:
-    """Makes one run after the one ``before``, unless there is its result."""
-    if before is not None:
-        before.result()
-    result = WORK / f"{name}-{seed}.json"
-    if not result.exists():
-        result.write_text(json.dumps(run(TASKS[name], WORK / f"{base}-{seed}", seed)) + "\n")
-
-
-def make_all(bases: Sequence[str], seeds: Sequence[int], parallel: int) -> None:
-    """All runs, those of the table first."""
+def make_all(names: Sequence[str], seeds: Sequence[int], parallel: int) -> None:
+    """All runs that were not made before. Those of one spec come one after the other and share a folder: so scores of the
+    start are found again, and what a run and its tree begin with.
+    """
+    bases = dict.fromkeys(base(name) for name in names)
     with ThreadPoolExecutor(parallel) as pool:
-        jobs: dict[tuple[str, int], Future[None]] = {}
-        for depth in (0, 1):
-            for seed in seeds:
-                for base in (b for b in bases if depth < len(CHAINS[b])):
-                    before = jobs.get((base, seed))
-                    jobs[base, seed] = pool.submit(made, base, CHAINS[base][depth], seed, before)
-        for job in jobs.values():
+        for job in [pool.submit(make, [n for n in names if base(n) == b], seeds) for b in bases]:
             job.result()
+
+
+def make(names: Sequence[str], seeds: Sequence[int]) -> None:
+    for seed in seeds:
+        for name in names:
+            result = WORK / f"{name}-{seed}.json"
+            if not result.exists():
+                result.write_text(json.dumps(run(TASKS[name], WORK / base(name), seed)) + "\n")
+
+
+def base(name: str) -> str:
+    return name.removesuffix("-tree")
 
 
 def run(task: Task, folder: Path, seed: int) -> Json:
@@ -231,7 +229,7 @@ def report(seeds: Sequence[int]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", nargs="+", choices=list(CHAINS), default=list(CHAINS))
+    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--parallel", type=int, default=2)
     parser.add_argument("--only-report", action="store_true", help="write the page from the runs that are there")
