@@ -20,8 +20,9 @@ def test_the_helpdesk_spec_has_no_problem() -> None:
 
 
 @pytest.mark.skipif("MMC_DATA" not in os.environ, reason="needs the public data sets")
-def test_the_banking77_spec_has_no_problem() -> None:
-    assert check(load(REPO / "specs/banking77.yaml")) == ()
+@pytest.mark.parametrize("name", ["banking77", "hover"])
+def test_the_specs_on_public_data_have_no_problem(name: str) -> None:
+    assert check(load(REPO / f"specs/{name}.yaml")) == ()
 
 
 def test_the_readmes_spec_has_no_problem(tmp_path: Path) -> None:
