@@ -43,9 +43,9 @@ class Task:
 TASKS: Mapping[str, Task] = {
     "banking77": Task("specs/banking77.yaml"),
     "hover": Task("specs/hover.yaml"),
-    "helpdesk": Task("specs/helpdesk.yaml", ("compile.strategy=[weights]",)),
+    "helpdesk": Task("specs/helpdesk.yaml"),
     "hover-tree": Task("specs/hover.yaml", ("compile.weights.tree=[2, 2, 2]",)),
-    "helpdesk-tree": Task("specs/helpdesk.yaml", ("compile.strategy=[weights]", "compile.weights.tree=[4, 2]")),
+    "helpdesk-tree": Task("specs/helpdesk.yaml", ("compile.weights.tree=[4, 2]",)),
 }
 TABLE = ("banking77", "hover")
 CURVES = {"hover": "hover-tree", "helpdesk": "helpdesk-tree"}
