@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import fmean
 
 from mmc.mmgrpo.group import Group
@@ -12,6 +13,19 @@ from mmc.program.trajectory import Call, Trajectory
 
 UNREADABLE = ("unparsed", "cut")
 """Endings that are failures of format."""
+
+
+@dataclass(frozen=True)
+class ModuleCurve:
+    """One module's part in a step."""
+
+    calls: int
+    reward: float
+    """Mean over its calls of what training gave them, shaping and format reward included."""
+    spread: float
+    """Mean over its groups of max - min reward."""
+    tokens: float
+    """Mean length of its completions."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +67,7 @@ class StepReport:
     seconds_rollout: float
     seconds_update: float
     seconds: float
+    modules: Mapping[str, ModuleCurve] = field(default_factory=dict)
     dev: float | None = None
 
 
@@ -100,7 +115,24 @@ def step_report(
         seconds_rollout=facts.seconds_rollout,
         seconds_update=facts.seconds_update,
         seconds=facts.seconds_rollout + facts.seconds_update,
+        modules=module_curves(groups),
     )
+
+
+def module_curves(groups: Sequence[Group]) -> dict[str, ModuleCurve]:
+    """The curves of every trained module. In groups of whole runs, calls have their run's reward and spread."""
+    calls: dict[str, list[tuple[float, int]]] = defaultdict(list)
+    spreads: dict[str, list[float]] = defaultdict(list)
+    for group in groups:
+        pairs = [(member.reward, call) for member in group.members for call in member.calls]
+        for reward, call in pairs:
+            calls[call.module].append((reward, len(call.completion.ids_T)))
+        for module in dict.fromkeys(call.module for _, call in pairs):
+            spreads[module].append(max(group.rewards_C) - min(group.rewards_C))
+    return {
+        module: ModuleCurve(len(found), fmean(r for r, _ in found), fmean(spreads[module]), fmean(n for _, n in found))
+        for module, found in calls.items()
+    }
 
 
 def sampled_tokens(runs: Sequence[Trajectory]) -> int:

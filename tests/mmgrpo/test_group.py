@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from mmc.engine.base import Completion
 from mmc.mmgrpo.group import Member, Rewards, call_rewards, form_groups, select_diverse
+from mmc.mmgrpo.report import module_curves
 from mmc.program.trajectory import Call, Ending, Trajectory
 from mmc.spec.model import Grouping
 
@@ -139,3 +140,13 @@ def test_in_a_tree_siblings_are_compared_by_the_mean_below_them() -> None:
         (1, (7, 9)): [0.25, 0.0],
         (2, (3, 5, 8, 10)): [1.0, 0.5, 0.25, 0.0],
     }, "below the last branching, calls are grouped as the paper does"
+
+
+def test_curves_are_kept_by_module() -> None:
+    runs = [trajectory(["a", "b", "a"], 1.0), trajectory(["a", "b"], 0.0, "unparsed")]
+    curves = module_curves(form_groups(runs, ["a", "b"], Rewards(failure=0.5, format=-1.0)))
+    assert (curves["a"].calls, curves["b"].calls) == (3, 2)
+    assert curves["a"].reward == (1.0 + 0.5 + 1.0) / 3 and curves["b"].reward == (1.0 - 1.0) / 2
+    assert curves["a"].spread == (0.5 + 0.0) / 2 and curves["b"].spread == 2.0 and curves["a"].tokens == 1.0
+    whole = module_curves(form_groups(runs, ["a", "b"], Rewards(), Grouping(by="trajectory")))
+    assert whole["a"].calls == 3 and whole["a"].spread == whole["b"].spread == 1.0
