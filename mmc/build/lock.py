@@ -11,7 +11,7 @@ from typing import Any
 
 from mmc.data import Example, fingerprint
 from mmc.program.graph import Program
-from mmc.spec.model import Bm25Tool
+from mmc.spec.model import Bm25Tool, LiteLlmModel
 
 PACKAGES = (
     "mmc",
@@ -21,6 +21,7 @@ PACKAGES = (
     "tokenizers",
     "safetensors",
     "llguidance",
+    "litellm",
     "jinja2",
     "pydantic",
     "bm25s",
@@ -55,6 +56,8 @@ def _model(program: Program, name: str) -> dict[str, str]:
     config = program.spec.models[name]
     if all(module.model != name for module in program.spec.modules.values()):
         return {"source": "unused"}
+    if isinstance(config, LiteLlmModel):
+        return {"source": f"litellm:{config.model}"}
     sources = [config.source] if isinstance(config.source, str) else config.source
     weights = find(sources, program.loaded.resolve)
     return {"source": weights.source, "revision": weights.revision}

@@ -10,7 +10,7 @@ from pathlib import Path
 from mmc.program.graph import Program
 from mmc.spec import rewrite
 from mmc.spec.marks import KeyPath
-from mmc.spec.model import Bm25Tool, EnumType, Spec
+from mmc.spec.model import Bm25Tool, EnumType, LiteLlmModel, Spec
 
 
 def template_files(program: Program) -> dict[str, dict[str, str]]:
@@ -60,6 +60,8 @@ def _moved(value: str, old: Path, new: Path) -> str:
 def _paths(spec: Spec) -> Iterator[tuple[KeyPath, str]]:
     """Every value of a spec that may be a relative path, with where it stands."""
     for name, model in spec.models.items():
+        if isinstance(model, LiteLlmModel):
+            continue
         if isinstance(model.source, str):
             yield ("models", name, "source"), model.source
         else:

@@ -27,7 +27,13 @@ def _local(config: Any, resolve: Callable[[str], Path], adapters: Mapping[str, P
     return open_local(config, resolve, adapters)
 
 
-OPENERS: Mapping[str, Opener] = {"local": _local}
+def _litellm(config: Any, resolve: Callable[[str], Path], adapters: Mapping[str, Path]) -> Engine:
+    from mmc.engine.litellm import open_litellm
+
+    return open_litellm(config, adapters)
+
+
+OPENERS: Mapping[str, Opener] = {"local": _local, "litellm": _litellm}
 """The spec's ``type`` of a model -> a function of (its block, path resolver, adapters by name) that opens the engine."""
 
 

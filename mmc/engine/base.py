@@ -111,9 +111,14 @@ class Engine(Protocol):
     def client(self) -> AbstractContextManager[None]:
         """Wraps the life of one line of control that will call :meth:`complete`.
 
-        A local engine decodes when every open client waits for it; so batches depend on the work alone, never on
-        timing. A program run opens one; each branch of a ``parallel`` step opens one while its parent holds none.
+        A local engine decodes when every open client waits for it or for another engine; so batches depend on the
+        work alone, never on timing. A program run opens one; each branch of a ``parallel`` step opens one while its
+        parent holds none.
         """
+        ...
+
+    def elsewhere(self) -> AbstractContextManager[None]:
+        """Wraps a client's wait for another engine, during which it does not hold this one back."""
         ...
 
     def count_tokens(self, messages: Sequence[Message]) -> int:

@@ -1,7 +1,7 @@
 """A model in this process: requests of all running programs, decoded together on the prefix trie.
 
-The engine decodes when every open client waits for it, and takes the pending requests in the order of their keys; so
-batches depend on the work alone, never on timing. What is cached lives while any client is open.
+The engine decodes when every open client waits, for it or for another engine, and takes the pending requests in the order
+of their keys; so batches depend on the work alone, never on timing. What is cached lives while any client is open.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from mmc.engine.adapters import Adapters
 from mmc.engine.base import Completion, Key, Message, Request, seed_of
@@ -40,8 +42,11 @@ class LocalEngine:
         self.adapters = Adapters(model, base_name, tokenizer)
         self._constraints = Constraints(tokenizer, model.config.get_text_config().vocab_size, self.stops)
         self._batch_tokens = batch_tokens
+        # In half precision a token's log-probability depends on what else is in the batch, so sampling and training differ.
+        self._exact = self.trie.head.weight.dtype == torch.float32
         self._prompts: dict[tuple[Message, ...], list[int]] = {}
         self._clients = 0
+        self._elsewhere = 0
         self._blocked = 0
         self._scheduled = False
         self._pending: list[_Pending] = []
@@ -78,6 +83,16 @@ class LocalEngine:
                 self._streams.clear()
             self._wake()
 
+    @contextmanager
+    def elsewhere(self) -> Iterator[None]:
+        """Inside, a client waits for another engine and does not hold this one back."""
+        self._elsewhere += 1
+        self._wake()
+        try:
+            yield
+        finally:
+            self._elsewhere -= 1
+
     def count_tokens(self, messages: Sequence[Message]) -> int:
         return len(self._prompt(tuple(messages)))
 
@@ -107,14 +122,17 @@ class LocalEngine:
     # --- scheduling ---
 
     def _wake(self) -> None:
-        if not self._scheduled and self._blocked and self._blocked >= self._clients:
+        if not self._scheduled and self._ready():
             self._scheduled = True
             asyncio.get_running_loop().call_soon(self._turn)
+
+    def _ready(self) -> bool:
+        return self._blocked > 0 and self._blocked + self._elsewhere >= self._clients
 
     def _turn(self) -> None:
         """Decodes until something finishes; programs go on then."""
         self._scheduled = False
-        if not self._blocked or self._blocked < self._clients:
+        if not self._ready():
             return
         try:
             self._start(sorted(self._pending, key=lambda p: _sortable(p.request.key)))
@@ -207,6 +225,7 @@ class LocalEngine:
             temperature=stream.temperature,
             prompt_tokens=len(stream.prompt_ids),
             completion_tokens=len(stream.ids),
+            exact=self._exact,
         )
 
 

@@ -16,12 +16,13 @@ from mmc.engine.base import Completion, Engine
 from mmc.engine.local import LocalEngine
 from mmc.errors import ParseError, RunFailure, UsageError
 from mmc.program.graph import Program
+from mmc.program.outputs import Outputs
 from mmc.program.run import RunSettings, make_request, run_all, typed_inputs
 from mmc.program.trajectory import Call, Trajectory
 from mmc.prompt import Template
 from mmc.spec import load, rewrite
 from mmc.spec.marks import KeyPath
-from mmc.spec.model import Teacher
+from mmc.spec.model import LiteLlmModel, Teacher
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,11 @@ def _variant(
     if teacher.model is None:
         return OpenTeacher(teacher, ", ".join(teacher.templates.values()), program, engines)
     changes: dict[KeyPath, object] = {("modules", m, "model"): teacher.model for m in modules}
-    program = replace(program, loaded=loaded.reparsed(rewrite(loaded.text, changes)))
+    if isinstance(loaded.spec.models[teacher.model], LiteLlmModel):
+        # It writes freely; what the student could not have written is dropped.
+        changes |= {("modules", m, "constrain"): False for m in modules if loaded.spec.modules[m].constrain}
+    changed = loaded.reparsed(rewrite(loaded.text, changes))
+    program = replace(program, loaded=changed, readers={m: Outputs(changed, m) for m in changed.spec.modules})
     other = engines.get(teacher.model) or open_engine(loaded, teacher.model)
     return OpenTeacher(teacher, teacher.model, program, {**engines, teacher.model: other})
 

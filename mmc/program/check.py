@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import graphlib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jinja2
@@ -13,6 +14,7 @@ from mmc.errors import Diagnostic, InvalidError
 from mmc.program.expression import compile_value, names_in
 from mmc.prompt import Template
 from mmc.spec import model
+from mmc.spec.env import REFERENCE
 from mmc.spec.load import LoadedSpec
 from mmc.spec.marks import KeyPath
 from mmc.spec.types import did_you_mean, parse_type
@@ -61,6 +63,24 @@ class _Checker:
             self._candidates(path, module, template)
         for name in self.spec.adapters:
             self._known(name, self.spec.modules, ("adapters", name), "module")
+        self._remote()
+
+    def _remote(self) -> None:
+        """What a model behind an API cannot do."""
+        remote = {name: m for name, m in self.spec.models.items() if isinstance(m, model.LiteLlmModel)}
+        for name, declared in remote.items():
+            if declared.api_key is not None and not REFERENCE.fullmatch(declared.api_key):
+                place = self.loaded.diagnostic(
+                    ("models", name, "api_key"),
+                    "a key does not belong in a file",
+                    "put it into an environment variable and write ${env:NAME}",
+                )
+                self.found.append(replace(place, source=""))  # the line would show the key
+        for name, module in self.spec.modules.items():
+            if module.model in remote and module.constrain:
+                self.error(("modules", name, "constrain"), "constrained decoding needs a `type: local` model")
+            if module.model in remote and name in self.spec.adapters:
+                self.error(("adapters", name), "adapters need a `type: local` model")
 
     def teachers(self) -> None:
         compile_ = self.spec.compile

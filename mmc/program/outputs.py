@@ -18,6 +18,7 @@ from mmc.spec.types import Type, coerce, json_schema_of, parse_type
 
 Options = Mapping[str, tuple[str, ...]]
 Format = Literal["text", "sections", "json"]
+_MEMBER = re.compile(r'\s*[{,]\s*("(?:[^"\\]|\\.)*")\s*:\s*')
 _PATTERNS = {"int": r"-?[0-9]{1,15}", "float": r"-?[0-9]{1,15}(\.[0-9]{1,15})?", "bool": r"(true|false)"}
 
 
@@ -113,7 +114,7 @@ class Outputs:
 
     def parse(self, text: str, options: Options) -> dict[str, Any]:
         """The outputs in a completion. Raises ParseError with the fields that could be read."""
-        raw, problems = self._fields(text), []
+        raw, problems = self._fields(text)
         values: dict[str, Any] = {}
         for name, declared in self.module.outputs.items():
             if name not in raw:
@@ -127,17 +128,20 @@ class Outputs:
             raise ParseError("; ".join(problems), values)
         return values
 
-    def _fields(self, text: str) -> dict[str, Any]:
+    def _fields(self, text: str) -> tuple[dict[str, Any], list[str]]:
+        """What stands under each name, and what is wrong with the text as a whole."""
         if self.format == "text":
-            return {next(iter(self.module.outputs)): text.strip()}
+            return {next(iter(self.module.outputs)): text.strip()}, []
         if self.format == "sections":
-            return self._sections(text)
+            return self._sections(text), []
         start = text.find("{")
+        if start < 0:
+            return {}, []
         try:
-            found, _ = json.JSONDecoder().raw_decode(text[start:]) if start >= 0 else ({}, 0)
+            found, _ = json.JSONDecoder().raw_decode(text, start)
         except ValueError as error:
-            raise ParseError(f"not valid JSON: {error}") from None
-        return found if isinstance(found, dict) else {}
+            return _members(text, start), [f"not valid JSON: {error}"]
+        return found, []
 
     def _sections(self, text: str) -> dict[str, Any]:
         names = "|".join(map(re.escape, self.module.outputs))
@@ -161,6 +165,20 @@ class Outputs:
 
 def _object(properties: dict[str, Any]) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+
+
+def _members(text: str, position: int) -> dict[str, Any]:
+    """The members that stand whole at the beginning of a JSON object that is cut or broken after them."""
+    found: dict[str, Any] = {}
+    while match := _MEMBER.match(text, position):
+        try:
+            value, position = json.JSONDecoder().raw_decode(text, match.end())
+            if text[position:].lstrip()[:1] not in (",", "}"):
+                break  # a number may go on
+            found[json.loads(match[1])] = value
+        except ValueError:
+            break
+    return found
 
 
 def _from_file(loaded: LoadedSpec, path: tuple[str | int, ...], name: str) -> Expression:

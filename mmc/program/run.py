@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mmc.data import Example
-from mmc.engine.base import Engine, Key, Request, Sampling
+from mmc.engine.base import Completion, Engine, Key, Request, Sampling
 from mmc.errors import EnvironmentProblem, ParseError, ProgramLimit, RunFailure, ToolError, UsageError
 from mmc.program.graph import Program
 from mmc.program.node import (
@@ -187,7 +187,7 @@ class _Run:
         branches = branch.depth < len(self.settings.tree) and self.settings.tree[branch.depth] > 1
         branch.made += 1
         branch.depth += 1
-        completion = await self.engines[module.model].complete(request)
+        completion = await self._complete(self.engines[module.model], request)
         call = Call(node.module, 0, inputs, request.messages, completion, None, path=path, branches=branches)
         try:
             outputs = reader.parse(completion.text, options)
@@ -197,6 +197,12 @@ class _Run:
             raise
         branch.calls.append(replace(call, outputs=outputs))
         return outputs
+
+    async def _complete(self, engine: Engine, request: Request) -> Completion:
+        with ExitStack() as others:
+            for other in {id(e): e for e in self.engines.values() if e is not engine}.values():
+                others.enter_context(other.elsewhere())
+            return await engine.complete(request)
 
     async def _tool(self, node: ToolNode, branch: _Branch) -> Any:
         arguments = {name: value(branch.variables) for name, value in node.arguments.items()}

@@ -7,7 +7,8 @@ import re
 
 from mmc.errors import EnvironmentProblem
 
-_REFERENCE = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)\}")
+REFERENCE = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)\}")
+"""A value of the environment; the group is its name."""
 
 
 def expand(text: str) -> str:
@@ -21,4 +22,4 @@ def expand(text: str) -> str:
             )
         return os.environ[name]
 
-    return _REFERENCE.sub(value, text)
+    return REFERENCE.sub(value, text)

@@ -36,7 +36,26 @@ class LocalModel(Keys):
     """Most distinct tokens kept in the cache at a time; more work waits its turn."""
 
 
-Model = LocalModel
+class LiteLlmModel(Keys):
+    """A model behind an API, called through LiteLLM. Its modules cannot be trained or constrained."""
+
+    type: Literal["litellm"]
+    model: str
+    """LiteLLM's name of it, provider first: `openai/gpt-4.1-mini`."""
+    api_key: str | None = None
+    """`${env:NAME}`, the environment variable that holds the key. When left out, LiteLLM looks for the provider's usual one,
+    such as OPENAI_API_KEY. The key itself never stands in a spec."""
+    api_base: str | None = None
+    """Address of the API, where it is not the provider's own; may contain `${env:NAME}`."""
+    concurrency: int = Field(8, gt=0)
+    """Most requests at a time."""
+    timeout: float = Field(60.0, gt=0)
+    """Seconds for one request."""
+    retries: int = Field(3, ge=0)
+    """How often a request is repeated after a time-out, a lost connection, a rate limit or an error of the server."""
+
+
+Model = Annotated[LocalModel | LiteLlmModel, Field(discriminator="type")]
 
 # --- types --------------------------------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mmc.spec.model import Spec, Training, Tuning
+from mmc.spec.model import LiteLlmModel, Spec, Training, Tuning
 
 SHARED = "shared"
 """Name of the adapter that all trained modules share."""
@@ -29,10 +29,20 @@ def tuning_problems(spec: Spec, config: Tuning) -> list[str]:
     trained = trained_modules(spec)
     if not trained:
         return ["no module is trained; give one `train: true`"]
+    remote = [module for module in trained if _remote(spec, module)]
+    if remote:
+        return [
+            f"the module {m!r} runs on a `type: litellm` model, which cannot be trained; give it `train: false`"
+            for m in remote
+        ]
     models = sorted({spec.modules[module].model for module in trained})
     if len(models) > 1:
         return [f"the trained modules use different models ({', '.join(models)}); train one model at a time"]
     return [*_groups(trained, config), *_rates(spec, config)]
+
+
+def _remote(spec: Spec, module: str) -> bool:
+    return isinstance(spec.models.get(spec.modules[module].model), LiteLlmModel)
 
 
 def _groups(trained: list[str], config: Tuning) -> list[str]:

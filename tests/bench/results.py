@@ -2,9 +2,9 @@
 
     python tests/bench/results.py [--tasks banking77 hover ...] [--seeds 0 1 2] [--parallel 2] [--only-report]
 
-Every run is one `mmc compile` of a shipped spec with another seed (and, for the tree, `weights.tree`), on `--parallel` at a time
-with one thread each. Scores are greedy, on held-out test data. Runs that are finished are not made again: what they found
-stays below .mmc/results, and an interrupted one goes on where it stopped. Writes examples/results/README.md and tree.png.
+Every run is one `mmc compile` of a shipped spec with another seed (and, for the tree, `weights.tree`), `--parallel` at a
+time with one thread each. Scores are greedy, on held-out test data. What a run found is kept in examples/results/runs and not
+measured again while it is there; an interrupted one goes on where it stopped. Writes README.md and tree.png in examples/results.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from mmc.spec import load
 REPO = Path(__file__).parents[2]
 WORK = REPO / ".mmc/results"
 OUT = REPO / "examples/results"
+FOUND = OUT / "runs"
+CURVES_KEPT = ("step", "reward", "useful", "entropy", "sampled", "tokens", "seconds")
 Json = dict[str, Any]
 
 
@@ -67,7 +69,7 @@ def make_all(names: Sequence[str], seeds: Sequence[int], parallel: int) -> None:
 def make(names: Sequence[str], seeds: Sequence[int]) -> None:
     for seed in seeds:
         for name in names:
-            result = WORK / f"{name}-{seed}.json"
+            result = FOUND / f"{name}-{seed}.json"
             if not result.exists():
                 result.write_text(json.dumps(run(TASKS[name], WORK / base(name), seed)) + "\n")
 
@@ -94,9 +96,13 @@ def run(task: Task, folder: Path, seed: int) -> Json:
         "seed": seed,
         "stages": manifest["stages"],
         "scores": {stage["stage"]: scores_of(place, stage) for stage in manifest["stages"]},
-        "steps": [json.loads(line) for line in metrics.read_text().splitlines()],
+        "steps": [kept(json.loads(line)) for line in metrics.read_text().splitlines()],
         "minutes": sum(json.loads(path.read_text()) for path in place.glob("*/seconds.json")) / 60,
     }
+
+
+def kept(step: Json) -> Json:
+    return {key: round(step[key], 4) for key in CURVES_KEPT}
 
 
 def scores_of(place: Path, stage: Json) -> list[float]:
@@ -144,7 +150,7 @@ def recall(documents: Sequence[Json], example: Example) -> float:
 
 
 def results(name: str, seeds: Sequence[int]) -> list[Json]:
-    paths = [WORK / f"{name}-{seed}.json" for seed in seeds]
+    paths = [FOUND / f"{name}-{seed}.json" for seed in seeds]
     return [json.loads(path.read_text()) for path in paths if path.exists()]
 
 
@@ -238,7 +244,8 @@ def main() -> None:
         raise SystemExit(
             "the public data sets are needed: export MMC_DATA=... (the folder that holds banking77/ and hover/)"
         )
-    WORK.mkdir(parents=True, exist_ok=True)
+    for folder in (WORK, FOUND):
+        folder.mkdir(parents=True, exist_ok=True)
     if not options.only_report:
         make_all(options.tasks, options.seeds, options.parallel)
     report(options.seeds)

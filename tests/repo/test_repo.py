@@ -26,12 +26,16 @@ def test_the_specs_on_public_data_have_no_problem(name: str) -> None:
 
 
 def test_the_readmes_spec_has_no_problem(tmp_path: Path) -> None:
-    blocks = dict(re.findall(r"```(yaml|jinja)\n(.*?)```", (REPO / "README.md").read_text(), re.DOTALL))
-    (tmp_path / "spec.yaml").write_text(blocks["yaml"])
-    (tmp_path / "answer.j2").write_text(blocks["jinja"])
+    found = re.findall(r"```(yaml|jinja)\n(.*?)```", (REPO / "README.md").read_text(), re.DOTALL)
+    spec, training = (text for kind, text in found if kind == "yaml")
+    (template,) = (text for kind, text in found if kind == "jinja")
+    (tmp_path / "answer.j2").write_text(template)
+    (tmp_path / "shown.j2").write_text(template)
     row = json.dumps({"question": "grass?", "colour": "green"})
     (tmp_path / "rows.jsonl").write_text("\n".join([row] * 10))
-    assert check(load(tmp_path / "spec.yaml")) == ()
+    for text in (spec, spec[: spec.index("compile:")] + training):
+        (tmp_path / "spec.yaml").write_text(text)
+        assert check(load(tmp_path / "spec.yaml")) == ()
 
 
 def test_helpdesk_data_is_what_its_readme_says() -> None:
