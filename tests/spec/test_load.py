@@ -68,7 +68,11 @@ def test_overrides_are_in_the_text(tmp_path: Path) -> None:
 BROKEN = [
     ("name: demo", "nme: demo", "spec.yaml:2:1: error: unknown key 'nme'. Did you mean 'name'?"),
     ("mmc: 1", "mmc: 2", "spec.yaml:1:6: error: input should be 1, got 2"),
-    ("type: local", "type: locl", "spec.yaml:4:18: error: input should be 'local', got 'locl'"),
+    (
+        "type: local",
+        "type: locl",
+        "spec.yaml:4:18: error: unknown type 'locl'; known are 'local', 'litellm'. Did you mean 'local'?",
+    ),
     ("    model: policy\n", "", "spec.yaml:6:3: error: the key 'model' is missing here"),
     (
         "template: answer.j2",

@@ -12,7 +12,7 @@ from mmc.spec.tuning import adapter_of, tuning_problems
 SPEC = """\
 mmc: 1
 name: tuned
-models: {p: {type: local, source: "path:x"}, q: {type: local, source: "path:x"}}
+models: {p: {type: local, source: "path:x"}, q: {type: local, source: "path:x"}, r: {type: litellm, model: openai/x}}
 modules:
   a: {model: p, template: t.j2, inputs: {}, outputs: {x: str}}
   b: {model: p, template: t.j2, inputs: {}, outputs: {x: str}}
@@ -29,6 +29,7 @@ PROBLEMS = [
     ("{adapters: {one: [a, b, c]}}", "", "'c' is not trained"),
     ("{}", "{model: p, template: t.j2, inputs: {}, outputs: {x: str}, train: {learning_rate: 1e-3}}", "of its own"),
     ("{}", "{model: q, template: t.j2, inputs: {}, outputs: {x: str}}", "use different models (p, q)"),
+    ("{}", "{model: r, template: t.j2, inputs: {}, outputs: {x: str}}", "'b' runs on a `type: litellm` model"),
 ]
 
 
