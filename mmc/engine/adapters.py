@@ -229,6 +229,8 @@ class Adapters:
         with warnings.catch_warnings():
             # PEFT asks transformers for something it has renamed; there is nothing for a user to do about it.
             warnings.simplefilter("ignore", FutureWarning)
+            # Which adapter is active is set anew before each use.
+            warnings.filterwarnings("ignore", "Adapter .* was active which is now deleted", UserWarning)
             if self._peft is None:
                 self._peft = PeftModel(self._model, config, adapter_name=inner)
             else:

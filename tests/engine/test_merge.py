@@ -110,3 +110,15 @@ def test_dora_is_not_merged(model: torch.nn.Module) -> None:
     with adapters.active("a"):
         assert not merged(adapters)
     torch.testing.assert_close(logits(model, adapters, "a"), logits(model, adapters, "a", train=True))
+
+
+def test_an_adapter_of_the_same_name_takes_the_others_place(model: torch.nn.Module) -> None:
+    adapters = Adapters(model, "")
+    add(adapters, "a", 1)
+    add(adapters, "b", 2)
+    first, other = logits(model, adapters, "a"), logits(model, adapters, "b")
+    add(adapters, "a", 3)
+    again = logits(model, adapters, "a")
+    assert not torch.allclose(again, first)
+    torch.testing.assert_close(again, logits(model, adapters, "a", train=True))
+    torch.testing.assert_close(logits(model, adapters, "b", train=True), other)
