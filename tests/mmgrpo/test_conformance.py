@@ -689,7 +689,7 @@ def test_runs_that_wait_for_different_models_do_not_wait_for_each_other(
     again = THINK.replace("think:", "again:").replace("model: policy", "model: judge")
     head = LOOP[: LOOP.index("program:")].replace(ONE_MODEL, TWO_MODELS).replace(THINK, THINK + again)
     program = build(
-        tmp_path, f"{head}program: {{inputs: {{q: str}}, timeout: 60, outputs: {{a: x}}, steps: {WAYS[way]}}}"
+        tmp_path, f"{head}program: {{inputs: {{q: str}}, timeout: 120, outputs: {{a: x}}, steps: {WAYS[way]}}}"
     )
     engines = {name: open_model(tiny_model_dir) for name in ("policy", "judge")}
     runs = run_all(program, engines, EXAMPLES, RunSettings("weights", 0, 0, 1.0), rollouts=ROLLOUTS)
