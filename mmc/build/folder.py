@@ -103,14 +103,18 @@ def _adapter_names(adapters: Mapping[str, Path]) -> dict[Path, str]:
 
 
 def _copy_adapter(job: BuildJob, source: Path, target: Path) -> str:
-    target.mkdir(parents=True)
-    for file in ("adapter_config.json", "adapter_model.safetensors"):
-        shutil.copyfile(source / file, target / file)
-    config = json.loads((target / "adapter_config.json").read_text(encoding="utf-8"))
+    """Copies an adapter, or whole weights where those were tuned, and writes its card; the hash of its tensors."""
+    shutil.copytree(source, target)
     modules = [module for module, folder in job.adapters.items() if folder == source]
-    card = adapter_card(job.program.spec.name, config.get("base_model_name_or_path") or "unknown", modules, job.stages)
+    config, tensors = target / "adapter_config.json", target / "adapter_model.safetensors"
+    base = None
+    if config.exists():
+        base = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path") or "unknown"
+    else:
+        tensors = target / "model.safetensors"
+    card = adapter_card(job.program.spec.name, base, modules, job.stages)
     (target / "README.md").write_text(card, encoding="utf-8")
-    return sha256_of(target / "adapter_model.safetensors")
+    return sha256_of(tensors)
 
 
 def _write_json(path: Path, value: Any) -> None:

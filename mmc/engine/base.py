@@ -112,8 +112,8 @@ class Engine(Protocol):
         """Wraps the life of one line of control that will call :meth:`complete`.
 
         A local engine decodes when every open client waits for it or for another engine; so batches depend on the
-        work alone, never on timing. A program run opens one; each branch of a ``parallel`` step opens one while its
-        parent holds none.
+        work alone, and on when answers come only where a remote engine is among them. A program run opens one; each branch of a
+        ``parallel`` step opens one while its parent holds none.
         """
         ...
 

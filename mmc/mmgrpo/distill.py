@@ -109,7 +109,7 @@ def distill(job: DistillJob) -> DistillResult:
             metrics.write(json.dumps(asdict(report)) + "\n")
             metrics.flush()
             job.on_step(report)
-    passed = sum(run.reward >= config.threshold for run in runs)
+    passed = sum(run.ending == "done" and run.reward >= config.threshold for run in runs)
     covered = len({run.example_id for run in chosen})
     return DistillResult(policy.save(job.folder / "final"), passed, len(runs), covered, examples)
 

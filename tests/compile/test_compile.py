@@ -118,6 +118,17 @@ def test_a_compile_leaves_a_build_that_runs_and_compiles_again(folder: Path) -> 
     assert second.stages[0].scores == result.stages[-1].scores, "the build starts where the compile ended"
 
 
+def test_whole_weights_that_were_tuned_are_in_the_build(folder: Path) -> None:
+    whole = ["compile.weights.full=true", "compile.weights.learning_rate=1e-3"]
+    result = compiled(folder, "compile.strategy=[distill, weights]", "compile.distill.full=true", *whole)
+    kept = result.build / "adapters/shared"
+    assert (kept / "model.safetensors").exists() and (kept / "tokenizer.json").exists()
+    assert not (kept / "adapter_config.json").exists()
+    assert "library_name: transformers" in (kept / "README.md").read_text()
+    again = compile_spec(CompileJob(load(result.build, ["compile.strategy=[]"]), folder / "second", folder / "runs"))
+    assert again.stages[0].scores == result.stages[-1].scores, "the build runs with them"
+
+
 def test_the_report_holds_no_script_and_no_address(folder: Path) -> None:
     rows = (folder / "rows.jsonl").read_text().replace("which animal 19", "<script>alert(1)</script>")
     (folder / "rows.jsonl").write_text(rows)
