@@ -1,7 +1,7 @@
 """Distillation: supervised training on the calls of passing runs, the program's own or those of teachers.
 
 The maximum-likelihood loss over the same packed forests as mmGRPO: the mean over a step's runs of the mean of -log p over
-each run's tokens. Tokens that a constraint forced carry no gradient and do not count.
+each run's tokens, those of a module times its weight. Tokens that a constraint forced carry no gradient and do not count.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from mmc.mmgrpo import checkpoint
 from mmc.mmgrpo.policy import Policy, learning_rate, make_policy
 from mmc.mmgrpo.rollout import take
 from mmc.mmgrpo.teacher import open_teachers, teach
+from mmc.mmgrpo.update import ModuleTerms, module_terms
 from mmc.program.graph import Program
 from mmc.program.run import RunSettings, run_all
 from mmc.program.trajectory import Trajectory
@@ -73,9 +74,9 @@ class DistillResult:
 
 @dataclass(frozen=True)
 class Lesson:
-    """One passing run: the calls to learn, each with its adapter."""
+    """One passing run: the calls to learn, each with its module's terms."""
 
-    calls: tuple[tuple[str, Sampled], ...]
+    calls: tuple[tuple[ModuleTerms, Sampled], ...]
 
     @property
     def tokens(self) -> int:
@@ -87,8 +88,9 @@ def distill(job: DistillJob) -> DistillResult:
     config = job.config
     policy = make_policy(job.program, job.engines, config, job.folder.name, job.seed, job.initial)
     runs, examples = _runs(job, policy)
+    terms = module_terms(job.program.spec, policy.names)
     chosen = passing(runs, config.threshold, config.per_example)
-    lessons = [lesson for run in chosen if (lesson := _lesson(run, policy.names)).tokens]
+    lessons = [lesson for run in chosen if (lesson := _lesson(run, terms)).tokens]
     if not lessons:
         best = max((run.reward for run in runs), default=0.0)
         raise UsageError(
@@ -143,14 +145,14 @@ def _tokens(run: Trajectory) -> list[tuple[int, ...]]:
     return [call.completion.ids_T for call in run.calls]
 
 
-def _lesson(run: Trajectory, names: Mapping[str, str]) -> Lesson:
+def _lesson(run: Trajectory, terms: Mapping[str, ModuleTerms]) -> Lesson:
     calls = []
     for call in run.calls:
         done = call.completion
         # Likelihood is learned at temperature 1, however the completion was drawn.
         sampled = Sampled(done.prompt_ids_T, done.ids_T, done.allowed_T)
-        if call.module in names and sampled.free_T:
-            calls.append((names[call.module], sampled))
+        if call.module in terms and sampled.free_T:
+            calls.append((terms[call.module], sampled))
     return Lesson(tuple(calls))
 
 
@@ -166,9 +168,9 @@ def _step(policy: Policy, batch: Sequence[Lesson], config: Distill, empty: Disti
     """One optimizer step."""
     start, loss = time.perf_counter(), 0.0
     policy.optimizer.zero_grad(set_to_none=True)
-    weighted = [(name, s, 1.0 / (lesson.tokens * len(batch))) for lesson in batch for name, s in lesson.calls]
+    weighted = [(t, s, t.weight / (lesson.tokens * len(batch))) for lesson in batch for t, s in lesson.calls]
     for adapter in policy.adapters:
-        calls = [(sampled, weight) for name, sampled, weight in weighted if name == adapter]
+        calls = [(sampled, weight) for terms, sampled, weight in weighted if terms.adapter == adapter]
         for part in split_by_budget([sampled.needed for sampled, _ in calls], config.forest_tokens):
             chosen = [calls[i] for i in part]
             with policy.engine.adapters.active(adapter, train=True):

@@ -22,12 +22,12 @@ from mmc.mmgrpo.policy import Policy, learning_rate, make_policy
 from mmc.mmgrpo.report import StepFacts, StepReport, alarm, step_report
 from mmc.mmgrpo.rollout import Rollouts, Sampler
 from mmc.mmgrpo.teacher import open_teachers, teach
-from mmc.mmgrpo.update import ModuleTerms, training_calls, update
+from mmc.mmgrpo.update import module_terms, training_calls, update
 from mmc.program.evaluate import evaluate
 from mmc.program.graph import Program
 from mmc.program.run import RunSettings
 from mmc.program.trajectory import Call
-from mmc.spec.model import MmGrpo, Spec, Training
+from mmc.spec.model import MmGrpo
 
 
 @dataclass(frozen=True)
@@ -128,16 +128,6 @@ def make_sampler(job: TrainingJob, program: Program, policy: Policy) -> Sampler:
             teachers, program, policy.engine, modules, examples, ("weights", step, job.seed)
         ),
     )
-
-
-def module_terms(spec: Spec, names: Mapping[str, str]) -> dict[str, ModuleTerms]:
-    """What each trained module's calls are trained with."""
-    found = {}
-    for module, adapter in names.items():
-        declared = spec.modules[module]
-        weight = declared.train.weight if isinstance(declared.train, Training) else 1.0
-        found[module] = ModuleTerms(adapter, declared.max_tokens, weight)
-    return found
 
 
 def _shaping(job: TrainingJob) -> dict[str, Shaping]:

@@ -15,7 +15,7 @@ from mmc.mmgrpo.advantage import advantages, has_spread
 from mmc.mmgrpo.group import Group, Member
 from mmc.mmgrpo.loss import Batch, Share, importance, policy_loss, token_weights
 from mmc.program.trajectory import Call
-from mmc.spec.model import MmGrpo
+from mmc.spec.model import MmGrpo, Spec, Training
 from mmc.trie.logprobs import Sampled, free_logprobs
 from mmc.trie.pack import split_by_budget
 
@@ -28,6 +28,16 @@ class ModuleTerms:
     max_tokens: int
     weight: float = 1.0
     """In the loss."""
+
+
+def module_terms(spec: Spec, names: Mapping[str, str]) -> dict[str, ModuleTerms]:
+    """What each trained module's calls are trained with. ``names``: module -> its adapter."""
+    found = {}
+    for module, adapter in names.items():
+        declared = spec.modules[module]
+        weight = declared.train.weight if isinstance(declared.train, Training) else 1.0
+        found[module] = ModuleTerms(adapter, declared.max_tokens, weight)
+    return found
 
 
 @dataclass

@@ -182,6 +182,8 @@ class MmGrpo(Tuning):
             self._check_tree()
         if "cap" in self.importance.model_fields_set and self.importance.cap < 1:
             raise ValueError("`importance.cap` below 1 would shrink the tokens of the policy itself")
+        if self.grouping.by == "merged" and self.loss in ("dapo", "cispo"):
+            raise ValueError(f"`by: merged` does nothing with `loss: {self.loss}`, where every token counts the same")
         if self.loss == "cispo" and "low" in self.clip.model_fields_set:
             raise ValueError("`clip.low` does nothing with `loss: cispo`, which bounds the ratio from above only")
         return self

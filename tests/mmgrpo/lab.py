@@ -25,8 +25,7 @@ from mmc.data import Example
 from mmc.engine.local import LocalEngine
 from mmc.mmgrpo.group import Rewards, form_groups
 from mmc.mmgrpo.policy import Policy, make_policy
-from mmc.mmgrpo.train import module_terms
-from mmc.mmgrpo.update import TrainingCall, UpdateReport, accumulate, training_calls
+from mmc.mmgrpo.update import TrainingCall, UpdateReport, accumulate, module_terms, training_calls
 from mmc.program.graph import Program
 from mmc.program.run import RunSettings, run_all
 from mmc.program.trajectory import Trajectory

@@ -467,6 +467,7 @@ IDLE = [
     ("weights", "{loss: cispo, clip: {low: 0.1}}", "`clip.low` does nothing with `loss: cispo`"),
     ("weights", "{step: 5}", "unknown key 'step'. Did you mean 'steps'?"),
     ("weights", "{clip: {hi: 0.3}}", "unknown key 'hi'"),
+    ("weights", "{loss: dapo, grouping: {by: merged}}", "`by: merged` does nothing with `loss: dapo`"),
     ("distill", "{rollouts: 0}", "somebody must teach"),
     ("distill", "{rollouts: 0, temperature: 0.7, teachers: [{model: policy}]}", "`temperature` does nothing"),
     ("distill", "{floor: 0.5}", "`floor` does nothing with `schedule: constant`"),

@@ -133,8 +133,10 @@ def test_an_adapter_that_modules_share_gets_the_gradient_of_all_their_calls(lab:
     check(one.step(config, one.calls(config), AWAY), one.plain_step(config, AWAY))
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("by", ["trajectory", "merged"])
+BY_RUN = [("trajectory", loss) for loss in LOSSES] + [("merged", loss) for loss in ("grpo", "dr_grpo", "gspo")]
+
+
+@pytest.mark.parametrize(("by", "loss"), BY_RUN)
 def test_whole_runs_may_count_the_same(lab: MakeLab, by: str, loss: str) -> None:
     one, config = lab("qwen3"), settings_of(loss, grouping={"by": by})
     check(one.step(config, one.calls(config), AWAY), one.plain_step(config, AWAY))

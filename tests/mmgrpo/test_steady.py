@@ -166,6 +166,18 @@ def test_a_distillation_stopped_after_a_step_ends_with_the_same_bytes(
     assert (whole.adapters["pick"] / name).read_bytes() == (parts.adapters["pick"] / name).read_bytes()
 
 
+def test_a_modules_weight_counts_in_distillation_too(program: Program, tiny_model_dir: Path, tmp_path: Path) -> None:
+    found = []
+    for weight in (1.0, 5.0):
+        text = program.loaded.text.replace("max_tokens: 3}", f"max_tokens: 3, train: {{weight: {weight}}}}}")
+        weighted = replace(program, loaded=program.loaded.reparsed(text))
+        config = Distill(examples=9, rollouts=4, batch=4, epochs=1)
+        engines = {"policy": fresh(tiny_model_dir)}
+        result = distill(DistillJob(weighted, engines, EXAMPLES, config, 0, tmp_path / str(weight)))
+        found.append((result.adapters["think"] / "adapter_model.safetensors").read_bytes())
+    assert found[0] != found[1]
+
+
 def test_runs_of_a_tree_share_what_comes_before_they_branch(program: Program, engine: LocalEngine) -> None:
     settings = RunSettings("weights", 0, 0, 1.0, tree=(3, 2))
     runs = run_all(program, {"policy": engine}, EXAMPLES[:2], settings, rollouts=6)

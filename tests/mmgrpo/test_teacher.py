@@ -14,8 +14,8 @@ from mmc.mmgrpo.distill import DistillJob, distill
 from mmc.mmgrpo.policy import make_policy
 from mmc.mmgrpo.rollout import Sampler
 from mmc.mmgrpo.teacher import open_teachers, teach
-from mmc.mmgrpo.train import TrainingJob, make_sampler, module_terms
-from mmc.mmgrpo.update import training_calls
+from mmc.mmgrpo.train import TrainingJob, make_sampler
+from mmc.mmgrpo.update import module_terms, training_calls
 from mmc.program.graph import Program
 from mmc.spec import load
 from mmc.spec.model import Distill, MmGrpo, Teacher
