@@ -154,28 +154,31 @@ def results(name: str, seeds: Sequence[int]) -> list[Json]:
     return [json.loads(path.read_text()) for path in paths if path.exists()]
 
 
-def row(name: str, seed: str, start: Sequence[float], after: Sequence[float], minutes: str) -> str:
+def row(name: str, seed: str, scores: Mapping[str, Sequence[float]], minutes: str) -> str:
     """One line of the table. Scores of several seeds are averaged example by example first."""
-    before, now, gain = interval(start), interval(after), paired(start, after)
+    cells = [f"{s.mean:.3f} [{s.low:.3f}, {s.high:.3f}]" for s in map(interval, scores.values())]
+    if "distill" not in scores:
+        cells.insert(1, "")
+    gain = paired(scores["start"], scores["weights"])
     return (
-        f"| {name} | {seed} | {before.mean:.3f} [{before.low:.3f}, {before.high:.3f}] | {now.mean:.3f} [{now.low:.3f}, "
-        f"{now.high:.3f}] | {gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}] | {minutes} |"
+        f"| {name} | {seed} | {' | '.join(cells)} | {gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}] | {minutes} |"
     )
 
 
 def table(seeds: Sequence[int]) -> list[str]:
     lines = [
-        "| task | seed | start | after mmGRPO | gain | training, minutes |",
-        "|---|---|---|---|---|---|",
+        "| task | seed | start | after distillation | after mmGRPO | gain | training, minutes |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name in TABLE:
         found = results(name, seeds)
-        for one in found:
-            start, after = one["scores"]["start"], one["scores"]["weights"]
-            lines.append(row(name, str(one["seed"]), start, after, f"{one['minutes']:.1f}"))
+        lines += [row(name, str(one["seed"]), one["scores"], f"{one['minutes']:.1f}") for one in found]
         if len(found) > 1:
-            after = [fmean(values) for values in zip(*(one["scores"]["weights"] for one in found), strict=True)]
-            lines.append(row(f"**{name}**", f"mean of {len(found)}", found[0]["scores"]["start"], after, ""))
+            means = {
+                stage: [fmean(values) for values in zip(*(one["scores"][stage] for one in found), strict=True)]
+                for stage in found[0]["scores"]
+            }
+            lines.append(row(f"**{name}**", f"mean of {len(found)}", means, ""))
     return lines
 
 
@@ -212,7 +215,8 @@ def picture(seeds: Sequence[int]) -> list[str]:
                 lines.append(f"| {paper} | {label} | {len(found)} | {steps:.0f} | {sampled:,.0f} | {scores} |")
         axis.set(title=paper, xlabel="tokens sampled", ylabel="reward, mean of five steps")
         axis.grid(alpha=0.3)
-        axis.legend()
+        if axis.lines:
+            axis.legend()
     OUT.mkdir(parents=True, exist_ok=True)
     figure.savefig(OUT / "tree.png", dpi=110)
     return lines
