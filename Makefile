@@ -26,7 +26,7 @@ peers: $(PEERS)/.ready ## make .peers with TRL, which `make slow` compares with
 
 # torch goes first, so that nothing else brings another build of it.
 $(PEERS)/.ready: $(PEERS_NEED)
-	@echo "setting up $(PEERS) (about 1.5 GB; two minutes)" >&2
+	@echo "setting up $(PEERS) (torch and TRL, in an environment of their own)" >&2
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(PEERS_NEED) torch
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $(PEERS_NEED)

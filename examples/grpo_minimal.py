@@ -97,12 +97,11 @@ Group = list[tuple[Call, float]]
 
 
 def form_groups(trajectories: Sequence[Trajectory]) -> list[Group]:
-    """The groups that carry gradient: those whose rewards differ."""
     groups: dict[tuple[str, str, int], Group] = defaultdict(list)
     for trajectory in trajectories:
         for call in trajectory.calls:
             groups[trajectory.example_id, call.module, call.index].append((call, trajectory.reward))
-    return [group for group in groups.values() if len({reward for _, reward in group}) > 1]
+    return list(groups.values())
 
 
 def advantages(rewards_C: Sequence[float]) -> list[float]:
@@ -122,10 +121,14 @@ class TrainingCall:
 
 
 def training_calls(groups: Sequence[Group]) -> list[TrainingCall]:
-    """The calls of a group weigh the same, and so do the groups."""
+    """The calls of a group weigh the same, and so do the groups. One whose rewards are equal counts among them, but nothing
+    can be learned from it."""
     found = []
     for group in groups:
-        for (call, _), advantage in zip(group, advantages([reward for _, reward in group]), strict=True):
+        rewards_C = [reward for _, reward in group]
+        if len(set(rewards_C)) == 1:
+            continue
+        for (call, _), advantage in zip(group, advantages(rewards_C), strict=True):
             done = call.completion
             sampled = Sampled(done.prompt_ids_T, done.ids_T, done.allowed_T, done.temperature)
             if sampled.free_T:
@@ -174,8 +177,8 @@ def main(
     for step in range(steps):
         chosen = rng.sample(train, examples)
         trajectories = run_all(engine, search, chosen, (seed, step), temperature=1.0, rollouts=rollouts)
-        if groups := form_groups(trajectories):
-            update(engine, optimizer, training_calls(groups))
+        if calls := training_calls(form_groups(trajectories)):
+            update(engine, optimizer, calls)
         rewards.append(fmean(t.reward for t in trajectories))
         print(f"step {step + 1}: reward {rewards[-1]:.3f}, {time.perf_counter() - start:.0f} s", flush=True)
     print(f"after: {score()}")

@@ -1,7 +1,8 @@
 """A model in this process: requests of all running programs, decoded together on the prefix trie.
 
 The engine decodes when every open client waits, for it or for another engine, and takes the pending requests in the order
-of their keys; so batches depend on the work alone, never on timing. What is cached lives while any client is open.
+of their keys; so batches depend on the work alone, never on timing, unless a client waits for an engine elsewhere: then
+they depend on when its answers come. What is cached lives while any client is open.
 """
 
 from __future__ import annotations

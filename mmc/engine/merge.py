@@ -84,11 +84,11 @@ class Merged:
             from peft.tuners.lora import Linear, LoraLayer
 
             found = [m for m in peft.modules() if isinstance(m, LoraLayer) and name in m.lora_A]
-            shared = {id(p) for p in (peft.get_input_embeddings().weight,)}
+            embedding = peft.get_input_embeddings().weight
             plain = all(
                 isinstance(m, Linear)
                 and name not in getattr(m, "lora_magnitude_vector", {})
-                and id(m.get_base_layer().weight) not in shared
+                and m.get_base_layer().weight is not embedding
                 for m in found
             )
             rest = any(name in getattr(m, "lora_embedding_A", {}) for m in peft.modules() if isinstance(m, LoraLayer))

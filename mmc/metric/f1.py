@@ -20,10 +20,9 @@ def tokens(text: str) -> list[str]:
     return re.sub(r"\b(a|an|the)\b", " ", kept).split()
 
 
-def f1(predicted: str, gold: str, ignored: str = "") -> float:
-    """F1 of the words of two texts, those of ``ignored`` left out of both; 1 when neither has any left."""
-    out = set(tokens(ignored))
-    ours, theirs = (Counter(t for t in tokens(text) if t not in out) for text in (predicted, gold))
+def f1(predicted: str, gold: str) -> float:
+    """F1 of the words of two texts; 1 when neither has any."""
+    ours, theirs = Counter(tokens(predicted)), Counter(tokens(gold))
     if not ours or not theirs:
         return float(ours == theirs)
     common = sum((ours & theirs).values())
@@ -34,18 +33,9 @@ def make_f1(loaded: LoadedSpec, path: KeyPath, config: F1Metric, trust: bool) ->
     """The metric of a ``type: f1`` block."""
 
     def score(outputs: Mapping[str, Any], example: Mapping[str, Any]) -> Score:
-        known = {**example, **outputs}
-        ignored = " ".join(_text(_walk(known, name)) for name in config.ignore)
-        return Score(f1(_text(outputs[config.predicted]), _text(example[config.gold]), ignored))
+        return Score(f1(_text(outputs[config.predicted]), _text(example[config.gold])))
 
     return score
-
-
-def _walk(values: Any, name: str) -> Any:
-    """``document.title`` is the title in the value of ``document``; nothing where there is none."""
-    for part in name.split("."):
-        values = values.get(part, "") if isinstance(values, Mapping) else ""
-    return values
 
 
 def _text(value: Any) -> str:

@@ -293,8 +293,6 @@ class F1Metric(Keys):
     type: Literal["f1"]
     predicted: str
     gold: str
-    ignore: list[str] = []
-    """Outputs or columns (in `shaping`, inputs too; `document.title` is the title in `document`) whose words do not count."""
 
 
 class RecallMetric(Keys):

@@ -236,3 +236,8 @@ def gradients(loss: Tensor, leaves: Tensors) -> Tensors:
     flat = [tensor for found in leaves.values() for tensor in found.values()]
     found = iter(torch.autograd.grad(loss, flat, retain_graph=True))
     return {name: {key: next(found) for key in tensors} for name, tensors in leaves.items()}
+
+
+def open_engine(folder: Path) -> LocalEngine:
+    """The model in ``folder`` in an engine of its own."""
+    return LocalEngine(AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder))

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mmc.compile import CompileJob, compile_spec
 from mmc.data import Example
@@ -36,6 +35,8 @@ from mmc.spec.model import Distill, Grouping, Keys, MmGrpo
 from mmc.trie.attention import ATTENTION
 from mmc.trie.decode import Stream
 from mmc.trie.logprobs import Sampled, free_logprobs
+
+from .lab import open_engine
 
 ONE_MODEL = 'models: {policy: {type: local, source: "path:nowhere"}}'
 TWO_MODELS = 'models: {policy: {type: local, source: "path:nowhere"}, judge: {type: local, source: "path:nowhere"}}'
@@ -94,16 +95,6 @@ def build(folder: Path, spec: str, trust: bool = False) -> Program:
         (folder / name).write_text(text)
     (folder / "spec.yaml").write_text(spec)
     return Program.build(load(folder / "spec.yaml"), trust)
-
-
-def open_model(folder: Path) -> LocalEngine:
-    model = AutoModelForCausalLM.from_pretrained(folder).eval()
-    return LocalEngine(model, AutoTokenizer.from_pretrained(folder))
-
-
-@pytest.fixture
-def engine(tiny_model_dir: Path) -> LocalEngine:
-    return open_model(tiny_model_dir)
 
 
 @pytest.fixture
@@ -536,7 +527,7 @@ def footprint(folder: Path, tiny_model_dir: Path, settings: Settings) -> object:
     """What a training left behind that no option could change by its name alone."""
     folder.mkdir()
     program = build(folder, THREE.replace("    - call: think\n", REPEATED))
-    trained(program, open_model(tiny_model_dir), folder / "t", dev=EXAMPLES, **settings)
+    trained(program, open_engine(tiny_model_dir), folder / "t", dev=EXAMPLES, **settings)
     files = {file.parent.name: file.read_bytes() for file in sorted((folder / "t/final").rglob("*.safetensors"))}
     return files, [(line["tokens_packed"], line["dev"]) for line in curves(folder / "t")]
 
@@ -583,7 +574,7 @@ def test_the_adapter_that_is_returned_was_the_best_on_dev(tiny_model_dir: Path, 
     saved: list[bytes] = []
     settings: Settings = {"steps": 3, "learning_rate": 0.02, "evaluate_every": 1}
 
-    engine = open_model(tiny_model_dir)
+    engine = open_engine(tiny_model_dir)
 
     def look(_: Any) -> None:
         now = program.with_adapters(dict.fromkeys(program.spec.modules, "look.shared"))
@@ -594,7 +585,7 @@ def test_the_adapter_that_is_returned_was_the_best_on_dev(tiny_model_dir: Path, 
 
     trained(program, engine, tmp_path / "look", EXAMPLES, look, **settings)
     dev = [Example(e.id, {**e.row, "colour": "-", "text": text}) for e, text in zip(EXAMPLES, texts[1], strict=True)]
-    engine = open_model(tiny_model_dir)
+    engine = open_engine(tiny_model_dir)
     result = trained(program, engine, tmp_path / "t", dev, keep, **settings)
     scores = [line["dev"] for line in curves(tmp_path / "t")]
     assert scores[1] == 1.0 > max(scores[0], scores[2])
@@ -647,7 +638,7 @@ def test_two_models_adapters_by_module_demonstrations_and_a_resume_work_together
     program = build(tmp_path, spec)
     shown = demo_source(program.templates["think"], {"q": "shown"}, "so")
     program = program.with_templates({"think": program.templates["think"].with_slot("demos", demos_source([shown]))})
-    judge = open_model(tiny_model_dir)
+    judge = open_engine(tiny_model_dir)
     judge.trie.model.get_input_embeddings().weight.data *= 2
     before = {name: tensor.clone() for name, tensor in judge.trie.model.state_dict().items()}
 
@@ -656,7 +647,7 @@ def test_two_models_adapters_by_module_demonstrations_and_a_resume_work_together
             raise Interrupted
 
     def go(folder: str, on_step: Callable[[Any], None] = lambda report: None) -> TrainingResult:
-        engines = {"policy": open_model(tiny_model_dir), "judge": judge}
+        engines = {"policy": open_engine(tiny_model_dir), "judge": judge}
         return trained(program, engines, tmp_path / folder, on_step=on_step, steps=4, examples=3, adapters="module")
 
     whole = go("whole/t")
@@ -692,7 +683,7 @@ def test_runs_that_wait_for_different_models_do_not_wait_for_each_other(
     program = build(
         tmp_path, f"{head}program: {{inputs: {{q: str}}, timeout: 120, outputs: {{a: x}}, steps: {WAYS[way]}}}"
     )
-    engines = {name: open_model(tiny_model_dir) for name in ("policy", "judge")}
+    engines = {name: open_engine(tiny_model_dir) for name in ("policy", "judge")}
     runs = run_all(program, engines, EXAMPLES, RunSettings("weights", 0, 0, 1.0), rollouts=ROLLOUTS)
     assert {run.ending for run in runs} == {"done"}
     assert {call.module for run in runs for call in run.calls[1:]} >= {"again"}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from mmc.data import Example
 from mmc.engine.local import LocalEngine
@@ -20,6 +20,8 @@ from mmc.program.graph import Program
 from mmc.program.run import RunSettings, run_all
 from mmc.spec import load
 from mmc.spec.model import Distill, MmGrpo
+
+from .lab import open_engine
 
 SPEC = """\
 mmc: 1
@@ -44,15 +46,6 @@ def program(tmp_path: Path) -> Program:
     (tmp_path / "pick.j2").write_text("{% user %}{{ q }} {{ t }}{% enduser %}")
     (tmp_path / "spec.yaml").write_text(SPEC)
     return Program.build(load(tmp_path / "spec.yaml"))
-
-
-def fresh(folder: Path) -> LocalEngine:
-    return LocalEngine(AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder))
-
-
-@pytest.fixture
-def engine(tiny_model_dir: Path) -> LocalEngine:
-    return fresh(tiny_model_dir)
 
 
 def job(program: Program, engine: LocalEngine, config: MmGrpo, folder: Path, **more: Any) -> TrainingJob:
@@ -87,7 +80,7 @@ def test_patience_ends_a_training_and_is_said(program: Program, engine: LocalEng
 
 
 def fresh_like(engine: LocalEngine) -> LocalEngine:
-    return fresh(Path(engine.trie.model.config._name_or_path))
+    return open_engine(Path(engine.trie.model.config._name_or_path))
 
 
 class Stop(Exception):
@@ -109,7 +102,7 @@ def test_a_training_stopped_after_any_step_ends_with_the_same_bytes(
     program: Program, tiny_model_dir: Path, tmp_path: Path, keys: dict[str, Any]
 ) -> None:
     config = MmGrpo(steps=4, examples=3, rollouts=4, **keys)
-    whole = train(job(program, fresh(tiny_model_dir), config, tmp_path / "a" / "weights"))
+    whole = train(job(program, open_engine(tiny_model_dir), config, tmp_path / "a" / "weights"))
 
     def stop(report: StepReport) -> None:
         if report.step in (1, 3):
@@ -118,8 +111,8 @@ def test_a_training_stopped_after_any_step_ends_with_the_same_bytes(
     folder = tmp_path / "b" / "weights"
     for _ in range(2):
         with pytest.raises(Stop):
-            train(job(program, fresh(tiny_model_dir), config, folder, on_step=stop))
-    parts = train(job(program, fresh(tiny_model_dir), config, folder))
+            train(job(program, open_engine(tiny_model_dir), config, folder, on_step=stop))
+    parts = train(job(program, open_engine(tiny_model_dir), config, folder))
     for module, path in whole.adapters.items():
         names = sorted(p.name for p in path.iterdir())
         assert names == sorted(p.name for p in parts.adapters[module].iterdir())
@@ -140,7 +133,7 @@ def test_whole_weights_that_were_trained_load_in_plain_transformers(
     assert any((a - b).abs().max() > 1e-4 for a, b in pairs)
     settings = RunSettings("eval", 0, 0, 0.0)
     here = run_all(result.program, {"policy": engine}, EXAMPLES, settings)
-    other = fresh(result.adapters["pick"])
+    other = open_engine(result.adapters["pick"])
     there = run_all(program, {"policy": other}, EXAMPLES, settings)
     assert [t.outputs for t in here] == [t.outputs for t in there]
 
@@ -157,10 +150,10 @@ def test_a_distillation_stopped_after_a_step_ends_with_the_same_bytes(
         if report.step == 2:
             raise Stop
 
-    whole = distill(stage(tmp_path / "a" / "distill", fresh(tiny_model_dir)))
+    whole = distill(stage(tmp_path / "a" / "distill", open_engine(tiny_model_dir)))
     with pytest.raises(Stop):
-        distill(stage(tmp_path / "b" / "distill", fresh(tiny_model_dir), on_step=stop))
-    parts = distill(stage(tmp_path / "b" / "distill", fresh(tiny_model_dir)))
+        distill(stage(tmp_path / "b" / "distill", open_engine(tiny_model_dir), on_step=stop))
+    parts = distill(stage(tmp_path / "b" / "distill", open_engine(tiny_model_dir)))
     assert whole.passed == parts.passed > 0
     name = "adapter_model.safetensors"
     assert (whole.adapters["pick"] / name).read_bytes() == (parts.adapters["pick"] / name).read_bytes()
@@ -172,7 +165,7 @@ def test_a_modules_weight_counts_in_distillation_too(program: Program, tiny_mode
         text = program.loaded.text.replace("max_tokens: 3}", f"max_tokens: 3, train: {{weight: {weight}}}}}")
         weighted = replace(program, loaded=program.loaded.reparsed(text))
         config = Distill(examples=9, rollouts=4, batch=4, epochs=1)
-        engines = {"policy": fresh(tiny_model_dir)}
+        engines = {"policy": open_engine(tiny_model_dir)}
         result = distill(DistillJob(weighted, engines, EXAMPLES, config, 0, tmp_path / str(weight)))
         found.append((result.adapters["think"] / "adapter_model.safetensors").read_bytes())
     assert found[0] != found[1]

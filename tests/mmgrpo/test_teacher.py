@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mmc.data import Example
 from mmc.engine.local import LocalEngine
@@ -41,13 +40,6 @@ def program(tmp_path: Path) -> Program:
     (tmp_path / "shown.j2").write_text(TEMPLATE.replace("{% slot demos %}", "{% slot demos %}" + SHOWN))
     (tmp_path / "spec.yaml").write_text(SPEC)
     return Program.build(load(tmp_path / "spec.yaml"))
-
-
-@pytest.fixture
-def engine(tiny_model_dir: Path) -> LocalEngine:
-    return LocalEngine(
-        AutoModelForCausalLM.from_pretrained(tiny_model_dir).eval(), AutoTokenizer.from_pretrained(tiny_model_dir)
-    )
 
 
 def sampler(program: Program, engine: LocalEngine, folder: Path, config: MmGrpo) -> tuple[Sampler, dict[str, str]]:

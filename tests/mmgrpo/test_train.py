@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mmc.data import Example
 from mmc.engine.local import LocalEngine
@@ -47,12 +46,6 @@ def program(tmp_path: Path) -> Program:
     (tmp_path / "pick.j2").write_text("{% user %}{{ q }} {{ t }}{% enduser %}")
     (tmp_path / "spec.yaml").write_text(SPEC)
     return Program.build(load(tmp_path / "spec.yaml"))
-
-
-@pytest.fixture
-def engine(tiny_model_dir: Path) -> LocalEngine:
-    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir).eval()
-    return LocalEngine(model, AutoTokenizer.from_pretrained(tiny_model_dir))
 
 
 @pytest.mark.parametrize("adapters", ["shared", "module"])
