@@ -13,8 +13,9 @@ from torch import Tensor
 from mmc.trie.attention import BLOCK_ROWS, Block, Layout
 
 Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
 BLOCK_PAIRS = 2048
-"""What one more block costs, in (row, key) pairs of attention; found by timing SmolLM2-135M on two CPU cores."""
+"""What one more block costs, in (row, key) pairs of attention: an estimate, which need not be close."""
 _EMPTY: Ints = np.empty(0, dtype=np.int64)
 
 
@@ -183,7 +184,7 @@ class TrieCache:
         def close() -> None:
             nonlocal start, size, keys, pieces
             if pieces:
-                blocks.append(self._block(start, size, pieces))
+                blocks.append(self._block(start, size, pieces, seen))
             seen[:] = False
             start, size, keys, pieces = start + size, 0, 0, []
 
@@ -204,11 +205,10 @@ class TrieCache:
         close()
         return blocks
 
-    def _block(self, start: int, size: int, pieces: Sequence[tuple[Segment, int, int]]) -> Block:
-        """The block of ``size`` rows made of ``pieces``: (segment, first token, one past the last)."""
-        seen = np.zeros(self._capacity, dtype=bool)
-        for segment, _, last in pieces:
-            seen[segment.path[: len(segment.path) - len(segment.tokens) + last]] = True
+    def _block(self, start: int, size: int, pieces: Sequence[tuple[Segment, int, int]], seen: Bools) -> Block:
+        """The block of ``size`` rows made of ``pieces``: (segment, first token, one past the last). ``seen`` marks the slots
+        of their paths.
+        """
         keys = np.flatnonzero(seen)
         rank = np.cumsum(seen) - 1
         mask = np.zeros((size, len(keys)), dtype=bool)
