@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mmc.trie.cache import Segment, TrieCache
+from mmc.trie.draw import Distributions
 from mmc.trie.model import TrieModel
 from mmc.trie.pack import sort_order
 
 _SAMPLE_ROWS = 64
-"""Rows of the vocabulary that are sampled from at a time; bounds the float64 copy."""
+"""Rows of the vocabulary that are sampled from at a time; bounds the copies of the logits."""
 
 
 class Matcher(Protocol):
@@ -174,42 +175,17 @@ class Decoder:
         for start in range(0, len(unique), _SAMPLE_ROWS):
             chunk = unique[start : start + _SAMPLE_ROWS]
             logits_UV = self._model.logits(hidden_NH[torch.from_numpy(chunk).to(hidden_NH.device)]).cpu()
-            distributions = _Distributions(logits_UV)
+            distributions = Distributions(logits_UV)
             for stream, row in zip(self._live, (inverse - start).tolist(), strict=True):
                 if 0 <= row < len(chunk):
                     allowed = self._next[stream]
-                    stream.take(*distributions.pick(stream, row, allowed), allowed, self._stops)
+                    uniform = stream.draw(len(stream.ids)) if stream.temperature else None
+                    token, logprob = distributions.pick(row, stream.temperature or 1.0, uniform, allowed)
+                    stream.take(token, logprob, allowed, self._stops)
                     self._next[stream] = stream.take_forced(self._stops)
         for stream in self._live:
             if stream.finish is not None:
                 self._next.pop(stream, None)
-
-
-class _Distributions:
-    """Draws from rows of logits (U, vocabulary); whole rows are normalised once a temperature, all together."""
-
-    def __init__(self, logits_UV: Tensor) -> None:
-        self._logits_UV = logits_UV
-        self._whole: dict[float, tuple[NDArray[np.float32], NDArray[np.float64]]] = {}
-
-    def pick(self, stream: Stream, row: int, allowed: NDArray[np.int32] | None) -> tuple[int, float]:
-        """A token for ``stream`` and its log-probability under the distribution it was drawn from."""
-        scale = stream.temperature or 1.0
-        if allowed is None:
-            if scale not in self._whole:
-                logprobs_UV = torch.log_softmax(self._logits_UV / scale, dim=-1)
-                self._whole[scale] = logprobs_UV.numpy(), logprobs_UV.double().exp().cumsum(dim=-1).numpy()
-            logprobs, cumulative = (a[row] for a in self._whole[scale])
-        else:
-            subset = self._logits_UV[row, torch.from_numpy(allowed.astype(np.int64))]
-            logprobs = torch.log_softmax(subset / scale, dim=-1).numpy()
-            cumulative = np.cumsum(np.exp(logprobs.astype(np.float64)))
-        if stream.temperature == 0:
-            index = int(np.argmax(logprobs))
-        else:
-            drawn = stream.draw(len(stream.ids)) * cumulative[-1]
-            index = min(int(np.searchsorted(cumulative, drawn, side="right")), len(logprobs) - 1)
-        return (index if allowed is None else int(allowed[index])), float(logprobs[index])
 
 
 def _shared(a: Sequence[int], b: Sequence[int]) -> int:
