@@ -1,6 +1,8 @@
 """Adapters merged into the weights, for sampling: one matrix product a layer instead of three.
 
 The model's own tensors are never changed: a layer's weight points to a merged copy while it is wanted, and back.
+Only in float32: in half precision a merged weight is rounded to the weight's own coarse grid, and most of a small change
+is lost or becomes noise; so the policy that samples would not be the one that is trained.
 """
 
 from __future__ import annotations
@@ -79,14 +81,16 @@ class Merged:
         return True
 
     def _mergeable(self, peft: Any, name: str) -> list[tuple[Any, Any]] | None:
-        """The adapter's layers with their weights; None where one is not plain LoRA on a linear layer of its own."""
+        """The adapter's layers with their weights; None where one is not plain LoRA on a linear float32 layer of its own."""
         if name not in self._layers:
+            import torch
             from peft.tuners.lora import Linear, LoraLayer
 
             found = [m for m in peft.modules() if isinstance(m, LoraLayer) and name in m.lora_A]
             embedding = peft.get_input_embeddings().weight
             plain = all(
                 isinstance(m, Linear)
+                and m.get_base_layer().weight.dtype == torch.float32
                 and name not in getattr(m, "lora_magnitude_vector", {})
                 and m.get_base_layer().weight is not embedding
                 for m in found

@@ -27,7 +27,7 @@ class KeyValueStore(Protocol):
     """Keeps keys and values of earlier forwards."""
 
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores those of the N rows of this forward, (1, H, N, D); returns all (1, H, slots, D)."""
+        """Stores those of the N rows of this forward, (N, H, D); returns all (slots, H, D)."""
         ...
 
 
@@ -83,18 +83,21 @@ def trie_attention(
 ) -> tuple[Tensor, None]:
     """Attention of (1, Hq, N, D) queries over (1, H, M, D) keys as transformers calls it; gives (1, N, Hq, D)."""
     layout: Layout = options["trie"]
-    if layout.store is not None:
-        key, value = layout.store.extend(module.layer_idx, key, value)  # type: ignore[arg-type]
     _, heads, _, width = query.shape
-    groups = heads // key.shape[1]
+    shared = key.shape[1]
+    groups = heads // shared
+    # A token's keys of all heads lie side by side, as the projection left them: so a block gathers whole rows of memory.
+    key_MHD, value_MHD = key[0].transpose(0, 1), value[0].transpose(0, 1)
+    if layout.store is not None:
+        key_MHD, value_MHD = layout.store.extend(module.layer_idx, key_MHD, value_MHD)  # type: ignore[arg-type]
     scale = options.get("scaling")
     attend = _softcapped(options["softcap"]) if options.get("softcap") else scaled_dot_product_attention
     outputs = []
     for number, block in enumerate(layout.blocks):
         size = block.end - block.start
         # Query heads that share a key head become further rows, so keys are never repeated.
-        q = query[0, :, block.start : block.end].reshape(1, key.shape[1], groups * size, width)
-        k, v = key[:, :, block.keys_K], value[:, :, block.keys_K]
+        q = query[0, :, block.start : block.end].reshape(1, shared, groups * size, width)
+        k, v = (x.index_select(0, block.keys_K).transpose(0, 1)[None] for x in (key_MHD, value_MHD))
         mask = layout.mask(number, options.get("sliding_window"), groups)
         out = attend(q, k, v, attn_mask=mask, scale=scale)
         outputs.append(out.reshape(heads, size, value.shape[-1]))

@@ -148,15 +148,15 @@ class TrieCache:
         self._positions = np.concatenate([self._positions, np.zeros(old, dtype=np.int64)])
         for buffers in (self._keys, self._values):
             for layer, buffer in enumerate(buffers):
-                buffers[layer] = torch.cat([buffer, torch.zeros_like(buffer)], dim=2)
+                buffers[layer] = torch.cat([buffer, torch.zeros_like(buffer)])
 
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores the keys and values (1, H, N, D) of the rows laid out last; gives the whole buffers."""
+        """Stores the keys and values (N, H, D) of the rows laid out last; gives the whole buffers."""
         if layer == len(self._keys):
             for buffers, new in ((self._keys, key), (self._values, value)):
-                buffers.append(new.new_zeros(1, new.shape[1], self._capacity, new.shape[3]))
-        self._keys[layer][:, :, self._rows] = key
-        self._values[layer][:, :, self._rows] = value
+                buffers.append(new.new_zeros(self._capacity, *new.shape[1:]))
+        self._keys[layer][self._rows] = key
+        self._values[layer][self._rows] = value
         return self._keys[layer], self._values[layer]
 
     # --- one forward ---

@@ -122,3 +122,20 @@ def test_an_adapter_of_the_same_name_takes_the_others_place(model: torch.nn.Modu
     assert not torch.allclose(again, first)
     torch.testing.assert_close(again, logits(model, adapters, "a", train=True))
     torch.testing.assert_close(logits(model, adapters, "b", train=True), other)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_not_merged_for_a_small_change_would_be_lost(
+    tiny_model_dir: Path, dtype: torch.dtype
+) -> None:
+    adapters = Adapters(AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=dtype).eval(), "")
+    add(adapters, "a", 1)
+    with adapters.active("a"):
+        assert not merged(adapters)
+    model = adapters._model
+    assert torch.equal(logits(model, adapters, "a"), logits(model, adapters, "a", train=True))
+    for layer in (m for m in adapters._peft.modules() if hasattr(m, "get_delta_weight")):
+        weight = layer.get_base_layer().weight.detach()
+        change = layer.get_delta_weight(adapters._names["a"]).float() * 0.01
+        kept = (weight.float() + change).to(dtype).float() - weight.float()
+        assert (kept - change).norm() > (0.2 if dtype == torch.bfloat16 else 0.03) * change.norm()
