@@ -46,7 +46,7 @@ TASKS: Mapping[str, Task] = {
     "banking77": Task("specs/banking77.yaml"),
     "hover": Task("specs/hover.yaml"),
     "helpdesk": Task("specs/helpdesk.yaml"),
-    "hover-tree": Task("specs/hover.yaml", ("compile.weights.tree=[2, 2, 2]",)),
+    "hover-tree": Task("specs/hover.yaml", ("compile.weights.tree=[3, 2, 2]",)),
     "helpdesk-tree": Task("specs/helpdesk.yaml", ("compile.weights.tree=[4, 2]",)),
 }
 TABLE = ("banking77", "hover")
@@ -57,21 +57,21 @@ CURVES = {"hover": "hover-tree", "helpdesk": "helpdesk-tree"}
 
 
 def make_all(names: Sequence[str], seeds: Sequence[int], parallel: int) -> None:
-    """All runs that were not made before. Those of one spec come one after the other and share a folder: so scores of the
-    start are found again, and what a run and its tree begin with.
+    """All runs that were not made before. A run and its tree come one after the other and share a folder: so what they
+    begin with is made once.
     """
     bases = dict.fromkeys(base(name) for name in names)
     with ThreadPoolExecutor(parallel) as pool:
-        for job in [pool.submit(make, [n for n in names if base(n) == b], seeds) for b in bases]:
+        together = [(seed, [n for n in names if base(n) == b]) for b in bases for seed in seeds]
+        for job in [pool.submit(make, *one) for one in together]:
             job.result()
 
 
-def make(names: Sequence[str], seeds: Sequence[int]) -> None:
-    for seed in seeds:
-        for name in names:
-            result = FOUND / f"{name}-{seed}.json"
-            if not result.exists():
-                result.write_text(json.dumps(run(TASKS[name], WORK / base(name), seed)) + "\n")
+def make(seed: int, names: Sequence[str]) -> None:
+    for name in names:
+        result = FOUND / f"{name}-{seed}.json"
+        if not result.exists():
+            result.write_text(json.dumps(run(TASKS[name], WORK / f"{base(name)}-{seed}", seed)) + "\n")
 
 
 def base(name: str) -> str:
