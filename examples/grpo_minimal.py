@@ -122,7 +122,8 @@ class TrainingCall:
 
 def training_calls(groups: Sequence[Group]) -> list[TrainingCall]:
     """The calls of a group weigh the same, and so do the groups. One whose rewards are equal counts among them, but nothing
-    can be learned from it."""
+    can be learned from it.
+    """
     found = []
     for group in groups:
         rewards_C = [reward for _, reward in group]
