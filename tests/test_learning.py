@@ -72,13 +72,13 @@ def _same_outputs_in_plain_peft(build: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif("MMC_DATA" not in os.environ, reason="needs the public data sets")
-def test_banking77_reaches_half(tmp_path: Path) -> None:
+def test_banking77_reaches_55_percent(tmp_path: Path) -> None:
     stages = compiled("specs/banking77.yaml", tmp_path)
-    assert stages["start"]["score"] < 0.05 and stages["weights"]["score"] >= 0.5
+    assert stages["start"]["score"] < 0.05 and stages["weights"]["score"] >= 0.55
 
 
 @pytest.mark.slow
 @pytest.mark.skipif("MMC_DATA" not in os.environ, reason="needs the public data sets")
 def test_hover_gains_recall(tmp_path: Path) -> None:
     stages = compiled("specs/hover.yaml", tmp_path)
-    assert stages["weights"]["score"] >= stages["start"]["score"] + 0.02
+    assert stages["weights"]["score"] >= stages["start"]["score"] + 0.08

@@ -46,10 +46,22 @@ class TrieModel:
 
     def logits(self, hidden_NH: Tensor) -> Tensor:
         """Next-token logits (N, vocabulary) in float32."""
-        logits: Tensor = self.head(hidden_NH).float() * self.scale
+        return self.finish(self.head(hidden_NH))
+
+    def finish(self, raw_NV: Tensor) -> Tensor:
+        """Logits in float32 from what the head gave; the same memory where nothing is to be done."""
+        logits = raw_NV.float()
+        if self.scale != 1.0:
+            logits = logits * self.scale
         if self.softcap is not None:
             logits = torch.tanh(logits / self.softcap) * self.softcap
         return logits
+
+    def slope(self, logits_NV: Tensor) -> Tensor | float | None:
+        """The derivative of :meth:`finish` where it gave ``logits_NV``; None where it is 1."""
+        if self.softcap is not None:
+            return (1 - (logits_NV / self.softcap).square()) * self.scale
+        return self.scale if self.scale != 1.0 else None
 
     @torch.no_grad()
     def _verify(self) -> None:
