@@ -223,6 +223,8 @@ class Adapters:
     def _attach(self, name: str, config: Any) -> None:
         from peft import PeftModel
 
+        from mmc.engine.lora import lean
+
         if self._full:
             raise UsageError("a model that is tuned in full takes no adapters; use a build of it as another model")
         inner = self._names.get(name) or f"a{len(self._names)}"
@@ -238,6 +240,7 @@ class Adapters:
                     self._merged.forget(inner)
                     self._peft.delete_adapter(inner)
                 self._peft.add_adapter(inner, config)
+        lean(self._peft)
         self._names[name] = inner
         self._active, self._enabled = None, True
 
