@@ -47,8 +47,9 @@ lint: setup ## ruff, mypy strict, import-linter
 slow: setup peers ## proofs that take long: learning on real data, killed and resumed compiles, TRL's gradients
 	$(BIN)/python -m pytest -m slow
 
-bench: setup ## a step on the trie against padded batches, measured side by side
+bench: setup peers ## a step on the trie against padded batches and against TRL's, measured side by side (the second needs MMC_DATA; an hour)
 	$(BIN)/python tests/bench/trie_step.py
+	$(BIN)/python tests/bench/grpo_step.py
 
 results: setup ## learning on public data over three seeds, and the tree against the paper; hours, resumable
 	$(BIN)/python tests/bench/results.py
