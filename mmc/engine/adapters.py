@@ -236,6 +236,9 @@ class Adapters:
             if self._peft is None:
                 self._peft = PeftModel(self._model, config, adapter_name=inner)
             else:
+                # A new adapter does not switch layers on that are off.
+                self._merged.take_out()
+                self._enable(True)
                 if inner in self._peft.peft_config:
                     self._merged.forget(inner)
                     self._peft.delete_adapter(inner)

@@ -139,3 +139,18 @@ def test_half_precision_is_not_merged_for_a_small_change_would_be_lost(
         change = layer.get_delta_weight(adapters._names["a"]).float() * 0.01
         kept = (weight.float() + change).to(dtype).float() - weight.float()
         assert (kept - change).norm() > (0.2 if dtype == torch.bfloat16 else 0.03) * change.norm()
+
+
+@pytest.mark.parametrize("last", ["a", None])
+def test_an_adapter_that_comes_when_the_layers_are_off_is_on(model: torch.nn.Module, last: str | None) -> None:
+    """Layers are off while an adapter is merged, and while the plain model runs; there is no room for a further copy."""
+    adapters = Adapters(model, "")
+    for seed, name in enumerate(("b", "a")):
+        add(adapters, name, seed)
+        logits(model, adapters, name)
+    plain = logits(model, adapters, None)
+    logits(model, adapters, last)
+    add(adapters, "new", 5)
+    found = logits(model, adapters, "new")
+    assert not torch.allclose(found, plain)
+    torch.testing.assert_close(found, logits(model, adapters, "new", train=True))
