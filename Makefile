@@ -47,7 +47,7 @@ lint: setup ## ruff, mypy strict, import-linter
 slow: setup peers ## proofs that take long: learning on real data, killed and resumed compiles, TRL's gradients
 	$(BIN)/python -m pytest -m slow
 
-bench: setup peers ## a step on the trie against padded batches and against TRL's, measured side by side (the second needs MMC_DATA; an hour)
+bench: setup peers ## a step on the trie against padded batches and against TRL's, measured side by side (the second needs MMC_DATA and takes long)
 	$(BIN)/python tests/bench/trie_step.py
 	$(BIN)/python tests/bench/grpo_step.py
 

@@ -81,4 +81,4 @@ def test_banking77_reaches_55_percent(tmp_path: Path) -> None:
 @pytest.mark.skipif("MMC_DATA" not in os.environ, reason="needs the public data sets")
 def test_hover_gains_recall(tmp_path: Path) -> None:
     stages = compiled("specs/hover.yaml", tmp_path)
-    assert stages["weights"]["score"] >= stages["start"]["score"] + 0.06  # three seeds: 0.075 to 0.088
+    assert stages["weights"]["score"] >= stages["start"]["score"] + 0.08

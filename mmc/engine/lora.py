@@ -1,6 +1,6 @@
 """A linear layer with LoRA, in as few passes over memory as it takes.
 
-PEFT adds the change to a layer's output in four passes, in half precision after casting the input to float32. For plain LoRA on
+PEFT scales the change and adds it in passes of their own, in half precision after casting the input to float32. For plain LoRA on
 a frozen linear layer the same is one matrix product that accumulates into the output; its backward keeps no more than
 the input and its r-wide projection. Whatever else PEFT can do (dropout, DoRA, several adapters at once) stays PEFT's.
 """
