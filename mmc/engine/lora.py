@@ -38,7 +38,7 @@ class LeanLinear(Linear):  # type: ignore[misc]
             and not self.lora_bias[name]
             and not (self.training and getattr(self.lora_dropout[name], "p", 0.0))
             and type(self.base_layer) is torch.nn.Linear
-            and not self.base_layer.weight.requires_grad
+            and not any(p.requires_grad for p in self.base_layer.parameters())
         )
         return name if plain else None
 

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.lora import Linear
 
 from mmc.engine.lora import LeanLinear, lean
 
@@ -38,6 +37,20 @@ def results(peft: PeftModel, dtype: torch.dtype = torch.float32) -> dict[str, to
     return {"out": out.detach(), "x": x.grad, **found}
 
 
+def ways(peft: PeftModel) -> list[str | None]:
+    """The adapter that each layer computes lean; None where PEFT's own code runs."""
+    return [m._plain_adapter() for m in peft.modules() if isinstance(m, LeanLinear)]
+
+
+def test_a_bias_that_is_trained_too_stays_pefts() -> None:
+    peft = model(True, bias="all")
+    theirs = results(peft)
+    lean(peft)
+    ours = results(peft)
+    assert any("bias" in name for name in theirs) and ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
 def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], tolerance: float) -> None:
     assert ours.keys() == theirs.keys() and len(ours) >= 6
     for name, expected in theirs.items():
@@ -52,7 +65,7 @@ def test_value_and_gradients_are_pefts(bias: bool, dtype: torch.dtype, tolerance
     peft = model(bias, dtype, use_rslora=rslora)
     theirs = results(peft, dtype)
     lean(peft)
-    assert sum(isinstance(m, LeanLinear) for m in peft.modules()) == 2
+    assert ways(peft) == ["default", "default"]
     assert_same(results(peft, dtype), theirs, tolerance)
 
 
@@ -61,6 +74,7 @@ def test_what_is_not_plain_stays_pefts(options: dict[str, Any]) -> None:
     peft = model("lora_bias" in options, **options).train()
     theirs = results(peft)
     lean(peft)
+    assert ways(peft) == [None, None]
     ours = results(peft)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
@@ -89,7 +103,7 @@ def test_a_copy_of_the_model_has_its_own_tensors() -> None:
     peft = model()
     lean(peft)
     other = copy.deepcopy(peft)
-    x, before = torch.randn(5, 24), None
+    x = torch.randn(5, 24)
     before = other(x).detach()
     with torch.no_grad():
         for name, tensor in peft.named_parameters():
@@ -97,4 +111,3 @@ def test_a_copy_of_the_model_has_its_own_tensors() -> None:
                 tensor.zero_()
     torch.testing.assert_close(other(x), before)
     assert not torch.allclose(peft(x), before)
-    assert all(isinstance(m, Linear) for m in peft.modules() if isinstance(m, LeanLinear))
