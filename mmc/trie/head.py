@@ -1,7 +1,8 @@
 """Log-probabilities of chosen tokens from hidden states, without keeping or differentiating a vocabulary of logits.
 
 What reaches the loss of a row is one logit minus a log-sum-exp, so its gradient is known: the chosen token's indicator minus
-the softmax. Forward and backward each compute the logits once and work on them in place; autograd sees the head alone.
+the softmax. A frozen linear head turns that into a direction of the hidden state in the forward already, and the backward
+needs no logits at all; any other head computes them once more there, and autograd sees the head alone.
 """
 
 from __future__ import annotations
@@ -19,33 +20,35 @@ from mmc.trie.model import TrieModel
 
 HEAD_ROWS = 512
 """Rows whose logits exist at a time."""
+NARROW = 256
+"""Allowed sets up to this size take their few columns of the head; wider ones its whole matrix."""
 
 
 @dataclass(frozen=True)
-class Choices:
-    """F chosen tokens: the hidden state that predicts each, its id, temperature and allowed set (None: all tokens)."""
+class FreeTokens:
+    """F sampled tokens: the hidden state that predicts each, its id, temperature and allowed set (None: all tokens)."""
 
     rows_F: NDArray[np.int64]
     targets_F: NDArray[np.int64]
     temperatures_F: NDArray[np.float32]
     allowed_F: Sequence[NDArray[np.int32] | None]
 
-    def take(self, part: NDArray[np.int64]) -> Choices:
+    def take(self, part: NDArray[np.int64]) -> FreeTokens:
         allowed = [self.allowed_F[i] for i in part]
-        return Choices(self.rows_F[part], self.targets_F[part], self.temperatures_F[part], allowed)
+        return FreeTokens(self.rows_F[part], self.targets_F[part], self.temperatures_F[part], allowed)
 
 
-def chosen_logprobs(model: TrieModel, hidden_NH: Tensor, choices: Choices) -> tuple[Tensor, Tensor]:
-    """(log-probabilities (F,) with gradient, entropies (F,) without), float32, of ``choices`` among rows of ``hidden_NH``.
+def chosen_logprobs(model: TrieModel, hidden_NH: Tensor, free: FreeTokens) -> tuple[Tensor, Tensor]:
+    """(log-probabilities (F,) with gradient, entropies (F,) without), float32, of ``free`` among rows of ``hidden_NH``.
 
     They are those of the distribution a token was drawn from, temperature and allowed set applied. A bounded number of
     rows is computed at a time.
     """
-    order = np.argsort(choices.rows_F, kind="stable")
+    order = np.argsort(free.rows_F, kind="stable")
     parameters = [p for p in model.head.parameters() if p.requires_grad]
     found: list[tuple[Tensor, Tensor]] = []
     for start in range(0, len(order), HEAD_ROWS):
-        part = choices.take(order[start : start + HEAD_ROWS])
+        part = free.take(order[start : start + HEAD_ROWS])
         unique, inverse = np.unique(part.rows_F, return_inverse=True)
         rows = torch.from_numpy(unique).to(hidden_NH.device)
         piece = _Piece(model, inverse, part, parameters)
@@ -60,16 +63,18 @@ class _Chosen(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden_UH: Tensor, piece: _Piece, *_: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.piece = piece
-        ctx.save_for_backward(hidden_UH)
-        logprobs_F, entropies_F = piece.forward(hidden_UH)
+        ctx.piece, ctx.toward = piece, piece.direct and ctx.needs_input_grad[0]
+        logprobs_F, entropies_F, toward_FH = piece.forward(hidden_UH, ctx.toward)
+        ctx.save_for_backward(toward_FH if ctx.toward else hidden_UH)
         ctx.mark_non_differentiable(entropies_F)
         return logprobs_F, entropies_F
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (hidden_UH,) = ctx.saved_tensors
-        hidden_gradient, *rest = ctx.piece.backward(hidden_UH, gradients[0])
+        (kept,) = ctx.saved_tensors
+        if ctx.toward:
+            return ctx.piece.along(kept, gradients[0]), None
+        hidden_gradient, *rest = ctx.piece.backward(kept, gradients[0])
         return hidden_gradient, None, *rest
 
 
@@ -77,52 +82,94 @@ class _Piece:
     """The choices of one piece, as tensors: whole rows once for every temperature, allowed sets padded."""
 
     def __init__(
-        self, model: TrieModel, inverse: NDArray[np.int64], choices: Choices, parameters: Sequence[Tensor]
+        self, model: TrieModel, inverse: NDArray[np.int64], free: FreeTokens, parameters: Sequence[Tensor]
     ) -> None:
         self._model, self._parameters = model, list(parameters)
-        device, constrained = model.device, np.array([a is not None for a in choices.allowed_F])
+        self.direct = type(model.head) is torch.nn.Linear and not self._parameters and model.softcap is None
+        """Whether the gradient of the hidden states is known in the forward."""
+        device, constrained = model.device, np.array([a is not None for a in free.allowed_F])
 
         def tensor(array: NDArray[Any]) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(array)).to(device)
 
-        self._count = len(inverse)
+        self._count, self._rows_F = len(inverse), tensor(inverse)
         whole, some = np.flatnonzero(~constrained), np.flatnonzero(constrained)
         self._whole, self._some = tensor(whole), tensor(some)
-        pairs = np.stack([inverse[whole], choices.temperatures_F[whole].view(np.int32)], axis=1)
-        unique, pair = np.unique(pairs, axis=0, return_inverse=True)
+        pairs = np.stack([inverse[whole], free.temperatures_F[whole].view(np.int32)], axis=1)
+        unique, first, pair = np.unique(pairs, axis=0, return_index=True, return_inverse=True)
         self._pair = tensor(pair.reshape(-1))
         self._pair_rows = tensor(unique[:, 0])
         self._pair_temperatures = tensor(unique[:, 1].astype(np.int32).view(np.float32))
-        rows = int(inverse.max(initial=-1)) + 1
-        self._every_row = not len(some) and np.array_equal(unique[:, 0], np.arange(rows))
-        self._whole_targets = tensor(choices.targets_F[whole])
+        self._rows = int(inverse.max(initial=-1)) + 1
+        self._every_row = not len(some) and np.array_equal(unique[:, 0], np.arange(self._rows))
+        self._whole_targets = tensor(free.targets_F[whole])
+        self._anchors = tensor(free.targets_F[whole][first])
 
-        sets = [a for a in choices.allowed_F if a is not None]
+        sets = [a for a in free.allowed_F if a is not None]
         width = max(map(len, sets), default=0)
         ids, padding = np.zeros((len(sets), width), np.int64), np.ones((len(sets), width), bool)
         for i, allowed in enumerate(sets):
             ids[i, : len(allowed)], padding[i, : len(allowed)] = allowed, False
         self._sets, self._padding = tensor(ids), tensor(padding)
         self._some_rows = tensor(inverse[some])
-        self._some_temperatures = tensor(choices.temperatures_F[some])
-        places = (ids == choices.targets_F[some][:, None]) & ~padding
+        self._some_temperatures = tensor(free.temperatures_F[some])
+        places = (ids == free.targets_F[some][:, None]) & ~padding
         self._places = tensor(places.argmax(axis=1)) if len(some) else self._some
 
-    def forward(self, hidden_UH: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, hidden_UH: Tensor, toward: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Log-probabilities (F,), entropies (F,) and, where wanted, the gradient (F, H) of each log-probability by its row."""
         logits_UV = self._model.logits(hidden_UH)
         logprobs_F = logits_UV.new_empty(self._count)
         entropies_F = torch.empty_like(logprobs_F)
+        toward_FH = logits_UV.new_empty(self._count, hidden_UH.shape[1]) if toward else None
         if len(self._some):
             logprobs_CW = self._constrained(logits_UV)
             logprobs_F[self._some] = logprobs_CW.gather(1, self._places[:, None])[:, 0]
             entropies_F[self._some] = -(logprobs_CW.exp() * logprobs_CW.clamp(min=-1e9)).sum(dim=-1)
+            if toward_FH is not None:
+                toward_FH[self._some] = self._toward_some(logprobs_CW)
         if len(self._whole):
-            scaled_PV = self._scaled(logits_UV)
-            sums_P = torch.logsumexp(scaled_PV, dim=-1)
-            logprobs_F[self._whole] = scaled_PV[self._pair, self._whole_targets] - sums_P[self._pair]
-            weights_PV = torch.exp(scaled_PV - sums_P[:, None])
-            entropies_F[self._whole] = (sums_P - torch.linalg.vecdot(weights_PV, scaled_PV))[self._pair]
-        return logprobs_F, entropies_F
+            centred_PV = self._scaled(logits_UV)
+            centred_PV -= centred_PV.amax(dim=-1, keepdim=True)
+            weights_PV = centred_PV.exp()
+            sums_P = weights_PV.sum(dim=-1)
+            log_sums_P = sums_P.log()
+            logprobs_F[self._whole] = centred_PV[self._pair, self._whole_targets] - log_sums_P[self._pair]
+            means_P = torch.linalg.vecdot(weights_PV, centred_PV) / sums_P
+            entropies_F[self._whole] = (log_sums_P - means_P)[self._pair]
+            if toward_FH is not None:
+                toward_FH[self._whole] = self._toward_whole(weights_PV, sums_P)
+        return logprobs_F, entropies_F, toward_FH
+
+    def _toward_whole(self, weights_PV: Tensor, sums_P: Tensor) -> Tensor:
+        """Target's row of the head minus the mean row under the softmax; overwrites ``weights_PV`` (not yet divided by ``sums_P``).
+
+        One target of each pair (its anchor) is subtracted before the product: where the softmax is almost sure of it, what is left is small,
+        and would be lost in half precision as a difference of two large rows.
+        """
+        matrix_VH = self._model.head.weight
+        weights_PV.scatter_add_(1, self._anchors[:, None], -sums_P[:, None])
+        mean_PH = (weights_PV.to(matrix_VH.dtype) @ matrix_VH).float() / sums_P[:, None]
+        own_FH = matrix_VH[self._whole_targets].float() - matrix_VH[self._anchors].float()[self._pair]
+        return (own_FH - mean_PH[self._pair]) * (self._model.scale / self._pair_temperatures)[self._pair, None]
+
+    def _toward_some(self, logprobs_CW: Tensor) -> Tensor:
+        matrix_VH = self._model.head.weight
+        change_CW = -logprobs_CW.exp()
+        change_CW.scatter_add_(1, self._places[:, None], torch.ones_like(change_CW[:, :1]))
+        if change_CW.shape[1] <= NARROW:
+            found_CH = (change_CW[:, None].to(matrix_VH.dtype) @ matrix_VH[self._sets])[:, 0]
+        else:
+            # Padding stands at token 0 with a change of 0.
+            change_CV = change_CW.new_zeros(len(change_CW), len(matrix_VH)).scatter_add_(1, self._sets, change_CW)
+            found_CH = change_CV.to(matrix_VH.dtype) @ matrix_VH
+        return found_CH.float() * (self._model.scale / self._some_temperatures)[:, None]
+
+    def along(self, toward_FH: Tensor, gradient_F: Tensor) -> Tensor:
+        """Gradient (U, H) of the hidden states from that of the log-probabilities."""
+        gradient_UH = toward_FH.new_zeros(self._rows, toward_FH.shape[1])
+        gradient_UH.index_add_(0, self._rows_F, gradient_F[:, None] * toward_FH)
+        return gradient_UH.to(self._model.head.weight.dtype)
 
     def backward(self, hidden_UH: Tensor, gradient_F: Tensor) -> tuple[Tensor, ...]:
         """Gradients of the hidden states and of the head's trained parameters."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mmc.trie.attention import forest_layout
-from mmc.trie.head import Choices, chosen_logprobs
+from mmc.trie.head import FreeTokens, chosen_logprobs
 from mmc.trie.model import TrieModel
 from mmc.trie.pack import Forest, pack
 
@@ -55,10 +55,10 @@ def free_logprobs(model: TrieModel, samples: Sequence[Sampled]) -> tuple[Tensor,
     hidden_NH = model.hidden(
         torch.from_numpy(forest.tokens_N), torch.from_numpy(forest.positions_N), forest_layout(forest, device)
     )
-    return *chosen_logprobs(model, hidden_NH, _choices(samples, forest)), len(forest)
+    return *chosen_logprobs(model, hidden_NH, _free_tokens(samples, forest)), len(forest)
 
 
-def _choices(samples: Sequence[Sampled], forest: Forest) -> Choices:
+def _free_tokens(samples: Sequence[Sampled], forest: Forest) -> FreeTokens:
     """For every free token: the node that predicts it, its id, its temperature and its allowed set."""
     rows: list[int] = []
     targets: list[int] = []
@@ -70,4 +70,4 @@ def _choices(samples: Sequence[Sampled], forest: Forest) -> Choices:
         targets += [sample.ids_T[t] for t in free]
         temperatures += [sample.temperature or 1.0] * len(free)
         allowed += [sample.allowed_T[t] for t in free]
-    return Choices(np.array(rows), np.array(targets), np.array(temperatures, dtype=np.float32), allowed)
+    return FreeTokens(np.array(rows), np.array(targets), np.array(temperatures, dtype=np.float32), allowed)
