@@ -142,19 +142,19 @@ class _Piece:
         return logprobs_F, entropies_F, toward_FH
 
     def _toward_whole(self, weights_PV: Tensor, sums_P: Tensor) -> Tensor:
-        """Target's row of the head minus the mean row under the softmax; overwrites ``weights_PV`` (not yet divided by ``sums_P``).
+        """Target's row of the head minus the mean row under the softmax, ``weights_PV / sums_P``; overwrites the weights.
 
-        One target of each pair (its anchor) is subtracted before the product: where the softmax is almost sure of it, what is left is small,
-        and would be lost in half precision as a difference of two large rows.
+        One target of each pair (its anchor) is subtracted before the product: where the softmax is almost sure of it, what
+        is left is small, and would be lost in half precision as a difference of two large rows.
         """
-        matrix_VH = self._model.head.weight
+        matrix_VH: Tensor = self._model.head.weight
         weights_PV.scatter_add_(1, self._anchors[:, None], -sums_P[:, None])
         mean_PH = (weights_PV.to(matrix_VH.dtype) @ matrix_VH).float() / sums_P[:, None]
         own_FH = matrix_VH[self._whole_targets].float() - matrix_VH[self._anchors].float()[self._pair]
         return (own_FH - mean_PH[self._pair]) * (self._model.scale / self._pair_temperatures)[self._pair, None]
 
     def _toward_some(self, logprobs_CW: Tensor) -> Tensor:
-        matrix_VH = self._model.head.weight
+        matrix_VH: Tensor = self._model.head.weight
         change_CW = -logprobs_CW.exp()
         change_CW.scatter_add_(1, self._places[:, None], torch.ones_like(change_CW[:, :1]))
         if change_CW.shape[1] <= NARROW:
