@@ -1,66 +1,75 @@
-"""Adapters merged into the weights, for sampling: one matrix product a layer instead of three.
+"""The weights as sampling wants them: adapters inside the matrices, matrices packed for products with few rows.
 
-The model's own tensors are never changed: a layer's weight points to a merged copy while it is wanted, and back.
-Only in float32: in half precision a merged weight is rounded to the weight's own coarse grid, and most of a small change
-is lost or becomes noise; so the policy that samples would not be the one that is trained.
+A layer's ``forward`` gives way to one product with a prepared copy while that is wanted, and comes back; the model's own tensors are
+never changed. In float32 an adapter is merged into the copy. In half precision that would round a small change to the weight's
+own coarse grid, so that the policy that samples is not the one that is trained; there the copy is [W, s B], and its input
+[x, A x]: the same product with r more columns.
+On CPU a copy is in oneDNN's blocked format, which torch.compile uses too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 COPIES = 2
-"""Merged copies kept at a time, each as large as the layers it stands for; a program whose modules sample with different
-adapters switches between them at every step. Further adapters run unmerged."""
+"""Prepared copies kept at a time, each as large as the layers it stands for; a program whose modules sample with different
+adapters switches between them at every step. Further adapters run beside the weights."""
 RECENT = 256
 """A copy that was not asked for this many times in a row gives way to another adapter's."""
+PACKED_ROWS = 32
+"""Rows of the products that a packed matrix is laid out for; others are nearly as fast."""
 
 
 @dataclass
 class _Copy:
     versions: tuple[int, ...] = ()
-    """Of the adapter's tensors when they were merged. PyTorch counts their changes in place, but not those through ``.data``."""
-    weights: list[Any] = field(default_factory=list)
+    """Of the adapter's tensors when the copy was made. PyTorch counts their changes in place, but not those through ``.data``."""
+    forwards: list[Callable[..., Tensor]] = field(default_factory=list)
     asked: int = 0
 
 
 class Merged:
-    """The merged copies of one model."""
+    """The prepared copies of one model."""
 
     def __init__(self) -> None:
         self._copies: dict[str, _Copy] = {}
-        self._layers: dict[str, list[tuple[Any, Any]] | None] = {}
-        self._inside: list[tuple[Any, Any]] = []
-        """Parameters that point to a copy now, with their own tensors."""
+        self._layers: dict[str, list[Any] | None] = {}
+        self._inside: list[Any] = []
+        """Layers whose ``forward`` is a copy's now."""
         self._name: str | None = None
         self._clock = 0
 
     def put(self, peft: Any, name: str) -> bool:
-        """Runs the model with ``name`` merged from now on. False, and nothing done, where that cannot be."""
+        """Runs the model with ``name`` from a copy from now on. False, and nothing done, where that cannot be."""
         self._clock += 1
-        layers = self._mergeable(peft, name)
+        layers = self._prepared_layers(peft, name)
         if layers is None or (name not in self._copies and not self._room()):
             return False
         copy = self._copies.setdefault(name, _Copy())
         copy.asked = self._clock
-        versions = tuple(tensor._version for layer, _ in layers for tensor in _tensors(layer, name))
+        versions = tuple(tensor._version for layer in layers for tensor in _tensors(layer, name))
         if versions != copy.versions:
             self.take_out()
-            self._merge(layers, name, copy)
+            copy.forwards = []  # before the new ones are made: there is room for one set
+            copy.forwards = [_prepared(layer, name) for layer in layers]
             copy.versions = versions
         if self._name != name:
             self.take_out()
-            for (_, weight), merged in zip(layers, copy.weights, strict=True):
-                self._inside.append((weight, weight.data))
-                weight.data = merged
-            self._name = name
+            for layer, forward in zip(layers, copy.forwards, strict=True):
+                layer.forward = forward
+            self._inside, self._name = list(layers), name
         return True
 
     def take_out(self) -> None:
-        """Puts the model's own weights back."""
-        for weight, own in self._inside:
-            weight.data = own
+        """Lets the layers compute for themselves again."""
+        for layer in self._inside:
+            del layer.forward
         self._inside, self._name = [], None
 
     def forget(self, name: str) -> None:
@@ -80,34 +89,91 @@ class Merged:
         self._copies.pop(oldest)
         return True
 
-    def _mergeable(self, peft: Any, name: str) -> list[tuple[Any, Any]] | None:
-        """The adapter's layers with their weights; None where one is not plain LoRA on a linear float32 layer of its own."""
+    def _prepared_layers(self, peft: Any, name: str) -> list[Any] | None:
+        """The adapter's layers and the head; None where one is not plain LoRA on a linear layer of its own, or gains nothing."""
         if name not in self._layers:
-            import torch
             from peft.tuners.lora import Linear, LoraLayer
 
             found = [m for m in peft.modules() if isinstance(m, LoraLayer) and name in m.lora_A]
             embedding = peft.get_input_embeddings().weight
             plain = all(
                 isinstance(m, Linear)
-                and m.get_base_layer().weight.dtype == torch.float32
+                and _gains(m.get_base_layer().weight)
                 and name not in getattr(m, "lora_magnitude_vector", {})
+                and not m.lora_bias[name]
                 and m.get_base_layer().weight is not embedding
                 for m in found
             )
             rest = any(name in getattr(m, "lora_embedding_A", {}) for m in peft.modules() if isinstance(m, LoraLayer))
-            self._layers[name] = [(m, m.get_base_layer().weight) for m in found] if plain and not rest else None
+            head = peft.get_output_embeddings()
+            bare = [head] if _is_linear(head) and _packable(head.weight) else []
+            self._layers[name] = [*found, *bare] if plain and not rest else None
         return self._layers[name]
 
-    def _merge(self, layers: list[tuple[Any, Any]], name: str, copy: _Copy) -> None:
-        import torch
 
-        with torch.no_grad():
-            if not copy.weights:
-                copy.weights = [torch.empty_like(weight.data) for _, weight in layers]
-            for (layer, weight), merged in zip(layers, copy.weights, strict=True):
-                torch.add(weight.data, layer.get_delta_weight(name).to(weight.dtype), out=merged)
+def _tensors(layer: Any, name: str) -> tuple[Any, ...]:
+    """The adapter's tensors of ``layer``; none of a layer without it."""
+    return () if _is_linear(layer) else (layer.lora_A[name].weight, layer.lora_B[name].weight)
 
 
-def _tensors(layer: Any, name: str) -> tuple[Any, Any]:
-    return layer.lora_A[name].weight, layer.lora_B[name].weight
+def _is_linear(layer: Any) -> bool:
+    import torch
+
+    return type(layer) is torch.nn.Linear
+
+
+def _gains(weight: Tensor) -> bool:
+    """In half precision without packing the layers' own way is as good."""
+    import torch
+
+    return weight.dtype == torch.float32 or _packable(weight)
+
+
+def _packable(weight: Tensor) -> bool:
+    import torch
+
+    if weight.device.type != "cpu" or not torch._C._has_mkldnn:
+        return False
+    fast_half = weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return weight.dtype == torch.float32 or bool(fast_half)
+
+
+def _prepared(layer: Any, name: str) -> Callable[..., Tensor]:
+    """What ``layer`` with its adapter computes, from a copy of its weights."""
+    import torch
+
+    with torch.no_grad():
+        if _is_linear(layer):
+            return partial(_linear, _matrix(layer.weight), layer.bias)
+        base, (down, up), scaling = layer.get_base_layer(), _tensors(layer, name), layer.scaling[name]
+        weight = base.weight
+        if weight.dtype == torch.float32:
+            merged = torch.addmm(weight, up.to(weight.dtype), down.to(weight.dtype), alpha=scaling)
+            return partial(_linear, _matrix(merged), base.bias)
+        wide = torch.cat([weight, (up * scaling).to(weight.dtype)], dim=1)
+        return partial(_beside, _matrix(wide), base.bias, down.to(weight.dtype).T.contiguous())
+
+
+def _matrix(weight: Tensor) -> Tensor:
+    import torch
+
+    if not _packable(weight):
+        return weight
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), PACKED_ROWS)
+    return packed
+
+
+def _linear(matrix: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
+    import torch
+
+    if not matrix.is_mkldnn:
+        return torch.nn.functional.linear(x, matrix, bias)
+    found: Tensor = torch.ops.mkldnn._linear_pointwise(x, matrix, bias, "none", [], "")
+    return found
+
+
+def _beside(matrix: Tensor, bias: Tensor | None, down_IR: Tensor, x: Tensor) -> Tensor:
+    """One product of [x, x A'] with [W, s B]."""
+    import torch
+
+    return _linear(matrix, bias, torch.cat([x, x @ down_IR], dim=-1))
