@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmc.engine.merge import Merged
+from mmc.engine.prepared import Prepared
 from mmc.errors import EnvironmentProblem, UsageError
 
 
@@ -48,7 +48,7 @@ class Adapters:
         """The model's own weights while another set is in."""
         self._names: dict[str, str] = {}
         self._active: str | None = None
-        self._merged = Merged()
+        self._prepared = Prepared()
         self._enabled = True
 
     def check(self, name: str | None) -> None:
@@ -174,15 +174,15 @@ class Adapters:
         """Inside, the model runs with this adapter (None: without any); its tensors need gradient only to ``train``.
 
         Whole weights stay in until another name is asked for, so that an optimizer step after the block changes them.
-        Otherwise than to train, an adapter runs merged into the weights where it can be: the same to rounding, and faster.
+        Otherwise than to train, an adapter runs from a prepared copy of the weights where it can: the same to rounding, and faster.
         """
         self._switch(name if name in self._full else None)
-        merged = name in self._names and not train and self._merged.put(self._peft, self._names[name])
-        if not merged:
-            self._merged.take_out()
+        prepared = name in self._names and not train and self._prepared.put(self._peft, self._names[name])
+        if not prepared:
+            self._prepared.take_out()
         if self._peft is not None:
-            self._enable(name in self._names and not merged)
-            if name in self._names and not merged and self._active != name:
+            self._enable(name in self._names and not prepared)
+            if name in self._names and not prepared and self._active != name:
                 self._peft.set_adapter(self._names[name])
                 self._active = name
         yield from self._mode(name, train)
@@ -237,10 +237,10 @@ class Adapters:
                 self._peft = PeftModel(self._model, config, adapter_name=inner)
             else:
                 # A new adapter does not switch layers on that are off.
-                self._merged.take_out()
+                self._prepared.take_out()
                 self._enable(True)
                 if inner in self._peft.peft_config:
-                    self._merged.forget(inner)
+                    self._prepared.forget(inner)
                     self._peft.delete_adapter(inner)
                 self._peft.add_adapter(inner, config)
         lean(self._peft)

@@ -1,9 +1,9 @@
 """The weights as sampling wants them: adapters inside the matrices, matrices packed for products with few rows.
 
-A layer's ``forward`` gives way to one product with a prepared copy while that is wanted, and comes back; the model's own tensors are
-never changed. In float32 an adapter is merged into the copy. In half precision that would round a small change to the weight's
-own coarse grid, so that the policy that samples is not the one that is trained; there the copy is [W, s B], and its input
-[x, A x]: the same product with r more columns.
+A layer's ``forward`` gives way to one product with a prepared copy while that is wanted, and comes back; the model's own
+tensors are never changed. In float32 an adapter is merged into the copy. In half precision that would round a small change
+to the weight's own coarse grid, so that the policy that samples is not the one that is trained; there the copy is [W, s B],
+and its input [x, A x]: the same product with r more columns.
 On CPU a copy is in oneDNN's blocked format, which torch.compile uses too.
 """
 
@@ -34,7 +34,7 @@ class _Copy:
     asked: int = 0
 
 
-class Merged:
+class Prepared:
     """The prepared copies of one model."""
 
     def __init__(self) -> None:

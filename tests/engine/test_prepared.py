@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from mmc.engine import merge
+from mmc.engine import prepared
 from mmc.engine.adapters import Adapters, LoraOptions
 
 
@@ -34,8 +34,8 @@ def logits(model: torch.nn.Module, adapters: Adapters, name: str | None, train: 
     return found
 
 
-def merged(adapters: Adapters) -> bool:
-    return bool(adapters._merged._inside)
+def from_copy(adapters: Adapters) -> bool:
+    return bool(adapters._prepared._inside)
 
 
 @pytest.mark.parametrize("rslora", [False, True])
@@ -43,9 +43,9 @@ def test_a_merged_adapter_gives_what_training_computes(model: torch.nn.Module, r
     adapters = Adapters(model, "")
     add(adapters, "a", 1, rslora=rslora)
     with adapters.active("a"):
-        assert merged(adapters)
+        assert from_copy(adapters)
     torch.testing.assert_close(logits(model, adapters, "a"), logits(model, adapters, "a", train=True))
-    assert not merged(adapters)
+    assert not from_copy(adapters)
 
 
 def test_the_models_own_weights_come_back_unchanged(model: torch.nn.Module) -> None:
@@ -95,11 +95,11 @@ def test_more_adapters_than_copies_run_beside_the_weights(model: torch.nn.Module
     for _ in range(2):
         for name in names:
             torch.testing.assert_close(logits(model, adapters, name), expected[name])
-    assert len(adapters._merged._copies) == merge.COPIES
-    for _ in range(merge.RECENT):
+    assert len(adapters._prepared._copies) == prepared.COPIES
+    for _ in range(prepared.RECENT):
         logits(model, adapters, "c")
     with adapters.active("c"):
-        assert merged(adapters), "a copy nobody asks for gives way"
+        assert from_copy(adapters), "a copy nobody asks for gives way"
     torch.testing.assert_close(logits(model, adapters, "c"), expected["c"])
     torch.testing.assert_close(logits(model, adapters, "a"), expected["a"])
 
@@ -108,7 +108,7 @@ def test_dora_is_not_merged(model: torch.nn.Module) -> None:
     adapters = Adapters(model, "")
     add(adapters, "a", 1, dora=True)
     with adapters.active("a"):
-        assert not merged(adapters)
+        assert not from_copy(adapters)
     torch.testing.assert_close(logits(model, adapters, "a"), logits(model, adapters, "a", train=True))
 
 
@@ -133,7 +133,7 @@ def test_in_half_precision_a_small_change_is_not_lost_in_the_weights_grid(tiny_m
             if "lora_B" in key:
                 tensor.mul_(0.01)
     with torch.no_grad(), adapters.active("a"):
-        assert merged(adapters)
+        assert from_copy(adapters)
         for layer in (m for m in adapters._peft.modules() if hasattr(m, "get_delta_weight")):
             weight = layer.get_base_layer().weight.double()
             change = layer.get_delta_weight(adapters._names["a"]).double()
@@ -147,7 +147,7 @@ def test_half_precision_without_packing_runs_beside_the_weights(tiny_model_dir: 
     adapters = Adapters(AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float16).eval(), "")
     add(adapters, "a", 1)
     with adapters.active("a"):
-        assert not merged(adapters)
+        assert not from_copy(adapters)
     model = adapters._model
     assert torch.equal(logits(model, adapters, "a"), logits(model, adapters, "a", train=True))
 
@@ -157,7 +157,7 @@ def test_a_layer_with_bias_gives_what_training_computes(
     tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, packable: bool
 ) -> None:
     if not packable:
-        monkeypatch.setattr(merge, "_packable", lambda weight: False)
+        monkeypatch.setattr(prepared, "_packable", lambda weight: False)
     model = AutoModelForCausalLM.from_pretrained(tiny_model_dir).eval()
     torch.manual_seed(0)
     for layer in model.model.layers:
@@ -165,7 +165,7 @@ def test_a_layer_with_bias_gives_what_training_computes(
     adapters = Adapters(model, "")
     add(adapters, "a", 1)
     with adapters.active("a"):
-        assert merged(adapters)
+        assert from_copy(adapters)
     torch.testing.assert_close(logits(model, adapters, "a"), logits(model, adapters, "a", train=True))
 
 
