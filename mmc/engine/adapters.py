@@ -174,7 +174,7 @@ class Adapters:
         """Inside, the model runs with this adapter (None: without any); its tensors need gradient only to ``train``.
 
         Whole weights stay in until another name is asked for, so that an optimizer step after the block changes them.
-        Otherwise than to train, an adapter runs from a prepared copy of the weights where it can: the same to rounding, and faster.
+        Otherwise than to train, an adapter runs from a prepared copy of the weights where it can: equal to rounding, and faster.
         """
         self._switch(name if name in self._full else None)
         prepared = name in self._names and not train and self._prepared.put(self._peft, self._names[name])
