@@ -9,7 +9,7 @@ On CPU a copy is in oneDNN's blocked format, which torch.compile uses too.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,8 @@ COPIES = 2
 adapters switches between them at every step. Further adapters run beside the weights."""
 RECENT = 256
 """A copy that was not asked for this many times in a row gives way to another adapter's."""
+SHARE = 1 / 8
+"""Of the machine's memory that one copy may take: of all, not of what is free now; so a resumed training samples as before."""
 PACKED_ROWS = 32
 """Rows of the products that a packed matrix is laid out for; others are nearly as fast."""
 
@@ -43,6 +45,8 @@ class Prepared:
         self._inside: list[Any] = []
         """Layers whose ``forward`` is a copy's now."""
         self._name: str | None = None
+        self._head: Callable[..., Tensor] | None = None
+        """Of a head without adapter: the same in every copy."""
         self._clock = 0
 
     def put(self, peft: Any, name: str) -> bool:
@@ -56,8 +60,8 @@ class Prepared:
         versions = tuple(tensor._version for layer in layers for tensor in _tensors(layer, name))
         if versions != copy.versions:
             self.take_out()
-            copy.forwards = []  # before the new ones are made: there is room for one set
-            copy.forwards = [_prepared(layer, name) for layer in layers]
+            copy.forwards, copy.versions = [], ()  # before the new ones are made: there is room for one set
+            copy.forwards = [self._bare(layer) if _is_linear(layer) else _prepared(layer, name) for layer in layers]
             copy.versions = versions
         if self._name != name:
             self.take_out()
@@ -89,9 +93,17 @@ class Prepared:
         self._copies.pop(oldest)
         return True
 
+    def _bare(self, head: Any) -> Callable[..., Tensor]:
+        if self._head is None:
+            self._head = partial(_linear, _matrix(head.weight), head.bias)
+        return self._head
+
     def _prepared_layers(self, peft: Any, name: str) -> list[Any] | None:
-        """The adapter's layers and the head; None where one is not plain LoRA on a linear layer of its own, or gains nothing."""
+        """The adapter's layers and the head. None where one is not plain LoRA on a linear layer of its own or would gain
+        nothing, and where a copy of them is too large.
+        """
         if name not in self._layers:
+            import psutil
             from peft.tuners.lora import Linear, LoraLayer
 
             found = [m for m in peft.modules() if isinstance(m, LoraLayer) and name in m.lora_A]
@@ -107,13 +119,18 @@ class Prepared:
             rest = any(name in getattr(m, "lora_embedding_A", {}) for m in peft.modules() if isinstance(m, LoraLayer))
             head = peft.get_output_embeddings()
             bare = [head] if _is_linear(head) and _packable(head.weight) else []
-            self._layers[name] = [*found, *bare] if plain and not rest else None
+            fits = _bytes([m.get_base_layer() for m in found] + bare) <= SHARE * psutil.virtual_memory().total
+            self._layers[name] = [*found, *bare] if plain and not rest and fits else None
         return self._layers[name]
 
 
 def _tensors(layer: Any, name: str) -> tuple[Any, ...]:
     """The adapter's tensors of ``layer``; none of a layer without it."""
     return () if _is_linear(layer) else (layer.lora_A[name].weight, layer.lora_B[name].weight)
+
+
+def _bytes(layers: Iterable[Any]) -> int:
+    return sum(layer.weight.numel() * layer.weight.element_size() for layer in layers)
 
 
 def _is_linear(layer: Any) -> bool:
@@ -132,7 +149,7 @@ def _gains(weight: Tensor) -> bool:
 def _packable(weight: Tensor) -> bool:
     import torch
 
-    if weight.device.type != "cpu" or not torch._C._has_mkldnn:
+    if weight.device.type != "cpu" or not torch._C._has_mkldnn or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False
     fast_half = weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return weight.dtype == torch.float32 or bool(fast_half)
@@ -143,8 +160,6 @@ def _prepared(layer: Any, name: str) -> Callable[..., Tensor]:
     import torch
 
     with torch.no_grad():
-        if _is_linear(layer):
-            return partial(_linear, _matrix(layer.weight), layer.bias)
         base, (down, up), scaling = layer.get_base_layer(), _tensors(layer, name), layer.scaling[name]
         weight = base.weight
         if weight.dtype == torch.float32:

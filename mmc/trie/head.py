@@ -20,8 +20,6 @@ from mmc.trie.model import TrieModel
 
 HEAD_ROWS = 512
 """Rows whose logits exist at a time."""
-NARROW = 256
-"""Allowed sets up to this size take their few columns of the head; wider ones its whole matrix."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +77,7 @@ class _Chosen(torch.autograd.Function):
 
 
 class _Piece:
-    """The choices of one piece, as tensors: whole rows once for every temperature, allowed sets padded."""
+    """The free tokens of one piece, as tensors: unconstrained rows once for every temperature, allowed sets padded."""
 
     def __init__(
         self, model: TrieModel, inverse: NDArray[np.int64], free: FreeTokens, parameters: Sequence[Tensor]
@@ -92,7 +90,7 @@ class _Piece:
         def tensor(array: NDArray[Any]) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(array)).to(device)
 
-        self._count, self._rows_F = len(inverse), tensor(inverse)
+        self._rows_F = tensor(inverse)
         whole, some = np.flatnonzero(~constrained), np.flatnonzero(constrained)
         self._whole, self._some = tensor(whole), tensor(some)
         pairs = np.stack([inverse[whole], free.temperatures_F[whole].view(np.int32)], axis=1)
@@ -119,9 +117,9 @@ class _Piece:
     def forward(self, hidden_UH: Tensor, toward: bool) -> tuple[Tensor, Tensor, Tensor | None]:
         """Log-probabilities (F,), entropies (F,) and, where wanted, the gradient (F, H) of each log-probability by its row."""
         logits_UV = self._model.logits(hidden_UH)
-        logprobs_F = logits_UV.new_empty(self._count)
+        logprobs_F = logits_UV.new_empty(len(self._rows_F))
         entropies_F = torch.empty_like(logprobs_F)
-        toward_FH = logits_UV.new_empty(self._count, hidden_UH.shape[1]) if toward else None
+        toward_FH = logits_UV.new_empty(len(self._rows_F), hidden_UH.shape[1]) if toward else None
         if len(self._some):
             logprobs_CW = self._constrained(logits_UV)
             logprobs_F[self._some] = logprobs_CW.gather(1, self._places[:, None])[:, 0]
@@ -157,7 +155,8 @@ class _Piece:
         matrix_VH: Tensor = self._model.head.weight
         change_CW = -logprobs_CW.exp()
         change_CW.scatter_add_(1, self._places[:, None], torch.ones_like(change_CW[:, :1]))
-        if change_CW.shape[1] <= NARROW:
+        if change_CW.shape[1] * matrix_VH.shape[1] <= len(matrix_VH):
+            # Narrow sets gather their rows of the head, which are fewer numbers than the logits then.
             found_CH = (change_CW[:, None].to(matrix_VH.dtype) @ matrix_VH[self._sets])[:, 0]
         else:
             # Padding stands at token 0 with a change of 0.
@@ -201,7 +200,7 @@ class _Piece:
         return gradient_UV if slope_UV is None else gradient_UV * slope_UV
 
     def _scaled(self, logits_UV: Tensor) -> Tensor:
-        """The rows of whole choices over their temperatures; in place where every row is one of them."""
+        """The rows of unconstrained tokens over their temperatures; in place where every row is one of them."""
         temperatures = self._pair_temperatures[:, None]
         return logits_UV.div_(temperatures) if self._every_row else logits_UV[self._pair_rows].div_(temperatures)
 
