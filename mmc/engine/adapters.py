@@ -84,6 +84,7 @@ class Adapters:
         if self._peft is not None:
             raise UsageError("a model with adapters cannot be tuned in full; start from the plain model")
         self._switch(None)
+        self._prepared.forget(None)
         self._full[name] = {key: p.detach().clone() for key, p in self._model.named_parameters()}
 
     def read_options(self, folder: Path) -> LoraOptions:
@@ -174,10 +175,11 @@ class Adapters:
         """Inside, the model runs with this adapter (None: without any); its tensors need gradient only to ``train``.
 
         Whole weights stay in until another name is asked for, so that an optimizer step after the block changes them.
-        Otherwise than to train, an adapter runs from a prepared copy of the weights where it can: equal to rounding, and faster.
+        Otherwise than to train, the model runs from a prepared copy of the weights where it can: equal to rounding, and faster.
         """
         self._switch(name if name in self._full else None)
-        prepared = name in self._names and not train and self._prepared.put(self._peft, self._names[name])
+        inner = None if name is None else self._names.get(name)
+        prepared = not train and not self._full and self._prepared.put(self._peft or self._model, inner)
         if not prepared:
             self._prepared.take_out()
         if self._peft is not None:
@@ -233,11 +235,11 @@ class Adapters:
             warnings.simplefilter("ignore", FutureWarning)
             # Which adapter is active is set anew before each use.
             warnings.filterwarnings("ignore", "Adapter .* was active which is now deleted", UserWarning)
+            self._prepared.take_out()
             if self._peft is None:
                 self._peft = PeftModel(self._model, config, adapter_name=inner)
             else:
                 # A new adapter does not switch layers on that are off.
-                self._prepared.take_out()
                 self._enable(True)
                 if inner in self._peft.peft_config:
                     self._prepared.forget(inner)

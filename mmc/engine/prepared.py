@@ -3,7 +3,8 @@
 A layer's ``forward`` gives way to one product with a prepared copy while that is wanted, and comes back; the model's own
 tensors are never changed. In float32 an adapter is merged into the copy. In half precision that would round a small change
 to the weight's own coarse grid, so that the policy that samples is not the one that is trained; there the copy is [W, s B],
-and its input [x, A x]: the same product with r more columns.
+and its input [x, A x]: the same product with r more columns. The model without an adapter has a copy in half precision alone:
+in float32 its own matrices are as fast.
 On CPU a copy is in oneDNN's blocked format, which torch.compile uses too.
 """
 
@@ -30,7 +31,7 @@ PACKED_ROWS = 32
 
 @dataclass
 class _Copy:
-    versions: tuple[int, ...] = ()
+    versions: tuple[int, ...] | None = None
     """Of the adapter's tensors when the copy was made. PyTorch counts their changes in place, but not those through ``.data``."""
     forwards: list[Callable[..., Tensor]] = field(default_factory=list)
     asked: int = 0
@@ -40,19 +41,23 @@ class Prepared:
     """The prepared copies of one model."""
 
     def __init__(self) -> None:
-        self._copies: dict[str, _Copy] = {}
-        self._layers: dict[str, list[Any] | None] = {}
+        self._copies: dict[str | None, _Copy] = {}
+        self._layers: dict[str | None, list[Any] | None] = {}
         self._inside: list[Any] = []
         """Layers whose ``forward`` is a copy's now."""
-        self._name: str | None = None
         self._head: Callable[..., Tensor] | None = None
         """Of a head without adapter: the same in every copy."""
         self._clock = 0
 
-    def put(self, peft: Any, name: str) -> bool:
-        """Runs the model with ``name`` from a copy from now on. False, and nothing done, where that cannot be."""
+    def put(self, model: Any, name: str | None) -> bool:
+        """Runs ``model`` (PEFT's, unless it has no adapters) with ``name`` from a copy from now on; None: without an adapter.
+
+        False, and nothing done, where that cannot be.
+        """
         self._clock += 1
-        layers = self._prepared_layers(peft, name)
+        if name not in self._layers:
+            self._layers[name] = _plain_layers(model) if name is None else _adapted_layers(model, name)
+        layers = self._layers[name]
         if layers is None or (name not in self._copies and not self._room()):
             return False
         copy = self._copies.setdefault(name, _Copy())
@@ -60,26 +65,26 @@ class Prepared:
         versions = tuple(tensor._version for layer in layers for tensor in _tensors(layer, name))
         if versions != copy.versions:
             self.take_out()
-            copy.forwards, copy.versions = [], ()  # before the new ones are made: there is room for one set
-            copy.forwards = [self._bare(layer) if _is_linear(layer) else _prepared(layer, name) for layer in layers]
+            copy.forwards, copy.versions = [], None  # before the new ones are made: there is room for one set
+            head = model.get_output_embeddings()
+            copy.forwards = [self._of_head(layer) if layer is head else _forward(layer, name) for layer in layers]
             copy.versions = versions
-        if self._name != name:
+        if self._inside is not layers:
             self.take_out()
             for layer, forward in zip(layers, copy.forwards, strict=True):
                 layer.forward = forward
-            self._inside, self._name = list(layers), name
+            self._inside = layers
         return True
 
     def take_out(self) -> None:
         """Lets the layers compute for themselves again."""
         for layer in self._inside:
             del layer.forward
-        self._inside, self._name = [], None
+        self._inside = []
 
-    def forget(self, name: str) -> None:
-        """Drops what is known of an adapter that is removed."""
-        if self._name == name:
-            self.take_out()
+    def forget(self, name: str | None) -> None:
+        """Drops the copy of an adapter that is removed, or of the model without one."""
+        self.take_out()
         self._copies.pop(name, None)
         self._layers.pop(name, None)
 
@@ -93,44 +98,53 @@ class Prepared:
         self._copies.pop(oldest)
         return True
 
-    def _bare(self, head: Any) -> Callable[..., Tensor]:
+    def _of_head(self, head: Any) -> Callable[..., Tensor]:
         if self._head is None:
-            self._head = partial(_linear, _matrix(head.weight), head.bias)
+            self._head = _forward(head, None)
         return self._head
 
-    def _prepared_layers(self, peft: Any, name: str) -> list[Any] | None:
-        """The adapter's layers and the head. None where one is not plain LoRA on a linear layer of its own or would gain
-        nothing, and where a copy of them is too large.
-        """
-        if name not in self._layers:
-            import psutil
-            from peft.tuners.lora import Linear, LoraLayer
 
-            found = [m for m in peft.modules() if isinstance(m, LoraLayer) and name in m.lora_A]
-            embedding = peft.get_input_embeddings().weight
-            plain = all(
-                isinstance(m, Linear)
-                and _gains(m.get_base_layer().weight)
-                and name not in getattr(m, "lora_magnitude_vector", {})
-                and not m.lora_bias[name]
-                and m.get_base_layer().weight is not embedding
-                for m in found
-            )
-            rest = any(name in getattr(m, "lora_embedding_A", {}) for m in peft.modules() if isinstance(m, LoraLayer))
-            head = peft.get_output_embeddings()
-            bare = [head] if _is_linear(head) and _packable(head.weight) else []
-            fits = _bytes([m.get_base_layer() for m in found] + bare) <= SHARE * psutil.virtual_memory().total
-            self._layers[name] = [*found, *bare] if plain and not rest and fits else None
-        return self._layers[name]
+def _plain_layers(model: Any) -> list[Any] | None:
+    """The linear layers without their adapters, the head among them; None where nothing is gained or the copy is too large."""
+    import torch
+
+    linear = [m for name, m in model.named_modules() if _is_linear(m) and "lora_" not in name]
+    found = [m for m in linear if m.weight.dtype != torch.float32 and _packable(m.weight)]
+    return found if found and _fits(found) else None
 
 
-def _tensors(layer: Any, name: str) -> tuple[Any, ...]:
+def _adapted_layers(peft: Any, name: str) -> list[Any] | None:
+    """The adapter's layers and the head. None where one is not plain LoRA on a linear layer of its own or would gain
+    nothing, and where a copy of them is too large.
+    """
+    from peft.tuners.lora import Linear, LoraLayer
+
+    found = [m for m in peft.modules() if isinstance(m, LoraLayer) and name in m.lora_A]
+    embedding = peft.get_input_embeddings().weight
+    plain = all(
+        isinstance(m, Linear)
+        and _gains(m.get_base_layer().weight)
+        and name not in getattr(m, "lora_magnitude_vector", {})
+        and not m.lora_bias[name]
+        and m.get_base_layer().weight is not embedding
+        for m in found
+    )
+    rest = any(name in getattr(m, "lora_embedding_A", {}) for m in peft.modules() if isinstance(m, LoraLayer))
+    head = peft.get_output_embeddings()
+    bare = [head] if _is_linear(head) and _packable(head.weight) else []
+    return [*found, *bare] if plain and not rest and _fits([m.get_base_layer() for m in found] + bare) else None
+
+
+def _tensors(layer: Any, name: str | None) -> tuple[Any, ...]:
     """The adapter's tensors of ``layer``; none of a layer without it."""
-    return () if _is_linear(layer) else (layer.lora_A[name].weight, layer.lora_B[name].weight)
+    return () if name is None or _is_linear(layer) else (layer.lora_A[name].weight, layer.lora_B[name].weight)
 
 
-def _bytes(layers: Iterable[Any]) -> int:
-    return sum(layer.weight.numel() * layer.weight.element_size() for layer in layers)
+def _fits(layers: Iterable[Any]) -> bool:
+    import psutil
+
+    size = sum(layer.weight.numel() * layer.weight.element_size() for layer in layers)
+    return bool(size <= SHARE * psutil.virtual_memory().total)
 
 
 def _is_linear(layer: Any) -> bool:
@@ -155,10 +169,12 @@ def _packable(weight: Tensor) -> bool:
     return weight.dtype == torch.float32 or bool(fast_half)
 
 
-def _prepared(layer: Any, name: str) -> Callable[..., Tensor]:
-    """What ``layer`` with its adapter computes, from a copy of its weights."""
+def _forward(layer: Any, name: str | None) -> Callable[..., Tensor]:
+    """What ``layer`` computes, with its adapter if it has it, from a copy of its weights."""
     import torch
 
+    if name is None or _is_linear(layer):
+        return partial(_linear, _matrix(layer.weight), layer.bias)
     with torch.no_grad():
         base, (down, up), scaling = layer.get_base_layer(), _tensors(layer, name), layer.scaling[name]
         weight = base.weight

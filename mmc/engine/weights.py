@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmc.engine.memory import keep_freed_memory
 from mmc.errors import EnvironmentProblem
 
 if TYPE_CHECKING:
@@ -181,6 +182,7 @@ def load(weights: Weights, dtype: str) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    keep_freed_memory()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if dtype == "auto":
         dtype = "bfloat16" if device == "cuda" else "float32"

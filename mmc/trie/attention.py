@@ -51,15 +51,19 @@ class Layout:
 
     blocks: tuple[Block, ...]
     store: KeyValueStore | None = None
-    masks: dict[tuple[int, int | None, int], Tensor] = field(default_factory=dict)
+    masks: dict[tuple[int, int | None, int, torch.dtype], Tensor] = field(default_factory=dict)
 
-    def mask(self, number: int, window: int | None, groups: int) -> Tensor:
-        """The mask of a block, narrowed to a sliding window, repeated for ``groups`` query heads a key head."""
-        key = (number, window, groups)
+    def mask(self, number: int, window: int | None, groups: int, dtype: torch.dtype) -> Tensor:
+        """What is added to the scores of a block: minus infinity where a row does not see a key, outside a sliding window too.
+
+        Repeated for ``groups`` query heads a key head. Made once for all layers: from booleans every layer would make its own.
+        """
+        key = (number, window, groups, dtype)
         if key not in self.masks:
             block = self.blocks[number]
-            mask = block.mask_RK if window is None else block.mask_RK & (block.distance_RK < window)
-            self.masks[key] = mask.repeat(groups, 1)
+            seen = block.mask_RK if window is None else block.mask_RK & (block.distance_RK < window)
+            added = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
+            self.masks[key] = added.repeat(groups, 1)
         return self.masks[key]
 
 
@@ -98,7 +102,7 @@ def trie_attention(
         # Query heads that share a key head become further rows, so keys are never repeated.
         q = query[0, :, block.start : block.end].reshape(1, shared, groups * size, width)
         k, v = (x.index_select(0, block.keys_K).transpose(0, 1)[None] for x in (key_MHD, value_MHD))
-        mask = layout.mask(number, options.get("sliding_window"), groups)
+        mask = layout.mask(number, options.get("sliding_window"), groups, query.dtype)
         out = attend(q, k, v, attn_mask=mask, scale=scale)
         outputs.append(out.reshape(heads, size, value.shape[-1]))
     joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
@@ -108,8 +112,7 @@ def trie_attention(
 def _softcapped(cap: float) -> Callable[..., Tensor]:
     def attend(q: Tensor, k: Tensor, v: Tensor, *, attn_mask: Tensor, scale: float | None) -> Tensor:
         scores = q @ k.transpose(-1, -2) * (scale if scale is not None else q.shape[-1] ** -0.5)
-        scores = torch.tanh(scores / cap) * cap
-        scores = scores.masked_fill(~attn_mask, torch.finfo(scores.dtype).min)
+        scores = torch.tanh(scores / cap) * cap + attn_mask
         return torch.softmax(scores, dim=-1, dtype=torch.float32).to(v.dtype) @ v
 
     return attend

@@ -201,3 +201,30 @@ def test_an_adapter_that_comes_when_the_layers_are_off_is_on(model: torch.nn.Mod
     found = logits(model, adapters, "new")
     assert not torch.allclose(found, plain)
     torch.testing.assert_close(found, logits(model, adapters, "new", train=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_model_without_an_adapter_has_a_copy_in_half_precision(model: torch.nn.Module, dtype: torch.dtype) -> None:
+    model.to(dtype)
+    with torch.no_grad():
+        plain = model(input_ids=IDS, use_cache=False).logits
+    adapters = Adapters(model, "")
+    torch.testing.assert_close(logits(model, adapters, None), plain)
+    assert from_copy(adapters) == (dtype == torch.bfloat16 and prepared._packable(model.lm_head.weight))
+    for seed, name in enumerate(("b", "a")):
+        add(adapters, name, seed)
+        assert not torch.allclose(logits(model, adapters, name), plain, rtol=0.02, atol=0.02)
+        torch.testing.assert_close(logits(model, adapters, None), plain)
+
+
+def test_no_copy_is_left_when_whole_weights_come(model: torch.nn.Module) -> None:
+    model.to(torch.bfloat16)
+    adapters = Adapters(model, "")
+    plain = logits(model, adapters, None)
+    adapters.create_full("whole")
+    with adapters.active("whole"), torch.no_grad():
+        for tensor in adapters.parameters("whole").values():
+            tensor.mul_(1.5)
+    assert not torch.allclose(logits(model, adapters, "whole"), plain, rtol=0.1, atol=0.1)
+    assert not from_copy(adapters)
+    torch.testing.assert_close(logits(model, adapters, None), plain)
