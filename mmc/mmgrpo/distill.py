@@ -27,8 +27,8 @@ from mmc.program.graph import Program
 from mmc.program.run import RunSettings, run_all
 from mmc.program.trajectory import Trajectory
 from mmc.spec.model import Distill
-from mmc.trie.logprobs import Sampled, free_logprobs
-from mmc.trie.pack import split_by_budget
+from mmc.trie.logprobs import Sampled
+from mmc.trie.parts import forest_parts
 
 
 @dataclass(frozen=True)
@@ -170,15 +170,14 @@ def _step(policy: Policy, batch: Sequence[Lesson], config: Distill, empty: Disti
     policy.optimizer.zero_grad(set_to_none=True)
     weighted = [(t, s, t.weight / (lesson.tokens * len(batch))) for lesson in batch for t, s in lesson.calls]
     for adapter in policy.adapters:
-        calls = [(sampled, weight) for terms, sampled, weight in weighted if terms.adapter == adapter]
-        for part in split_by_budget([sampled.needed for sampled, _ in calls], config.forest_tokens):
-            chosen = [calls[i] for i in part]
-            with policy.engine.adapters.active(adapter, train=True):
-                logprobs_F, _, _ = free_logprobs(policy.engine.trie, [sampled for sampled, _ in chosen])
-                weights_F = torch.tensor([weight for sampled, weight in chosen for _ in sampled.free_T])
-                value = -(logprobs_F * weights_F.to(logprobs_F.device)).sum()
+        samples = [sampled for terms, sampled, _ in weighted if terms.adapter == adapter]
+        weights = [weight for terms, _, weight in weighted if terms.adapter == adapter]
+        with policy.engine.adapters.active(adapter, train=True):
+            for part in forest_parts(policy.engine.trie, samples, config.forest_tokens):
+                weights_F = torch.tensor([weights[i] for i in part.members for _ in samples[i].free_T])
+                value = -(part.logprobs_F * weights_F.to(part.logprobs_F.device)).sum()
                 value.backward()  # type: ignore[no-untyped-call]
-            loss += value.item()
+                loss += value.item()
     parameters = [p for group in policy.optimizer.param_groups for p in group["params"]]
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))
     policy.optimizer.step()

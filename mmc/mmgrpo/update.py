@@ -16,8 +16,8 @@ from mmc.mmgrpo.group import Group, Member
 from mmc.mmgrpo.loss import Batch, Share, importance, policy_loss, token_weights
 from mmc.program.trajectory import Call
 from mmc.spec.model import MmGrpo, Spec, Training
-from mmc.trie.logprobs import Sampled, free_logprobs
-from mmc.trie.pack import split_by_budget
+from mmc.trie.logprobs import Sampled
+from mmc.trie.parts import forest_parts
 
 
 @dataclass(frozen=True)
@@ -159,27 +159,25 @@ def accumulate(
     first: bool = True,
 ) -> None:
     """Adds the gradient of the loss of ``calls`` to the adapter's tensors, a bounded forest at a time."""
-    for part in split_by_budget([c.sampled.needed for c in calls], config.forest_tokens):
-        chosen = [calls[i] for i in part]
-        samples = [c.sampled for c in chosen]
-        reference = _reference(engine, samples) if config.kl else None
-        with engine.adapters.active(adapter, train=True):
-            logprobs_F, entropies_F, packed = free_logprobs(engine.trie, samples)
+    reference = _reference(engine, calls, config) if config.kl else {}
+    with engine.adapters.active(adapter, train=True):
+        for part in forest_parts(engine.trie, [c.sampled for c in calls], config.forest_tokens):
+            chosen, logprobs_F = [calls[i] for i in part.members], part.logprobs_F
             if first:
                 _remember(chosen, logprobs_F.detach())
             batch = _flatten(chosen, config, logprobs_F.device)
-            kl = (config.kl, reference)
+            kl = (config.kl, torch.cat([reference[i] for i in part.members]) if config.kl else None)
             result = policy_loss(config.loss, logprobs_F, batch, (config.clip.low, config.clip.high), kl)
             result.loss.backward()  # type: ignore[no-untyped-call]
-        report.loss += result.loss.item()
-        if first:
-            drift = _drift(chosen, logprobs_F.detach())
-            report.tokens += len(logprobs_F)
-            report.packed += packed
-            report.entropy += entropies_F.sum().item()
-            report.kl += result.kl
-            report.drift = max(report.drift, drift)
-        report.clipped += result.clipped
+            report.loss += result.loss.item()
+            if first:
+                drift = _drift(chosen, logprobs_F.detach())
+                report.tokens += len(logprobs_F)
+                report.packed += part.computed
+                report.entropy += part.entropies_F.sum().item()
+                report.kl += result.kl
+                report.drift = max(report.drift, drift)
+            report.clipped += result.clipped
 
 
 def _by_calls(calls: Sequence[TrainingCall], values_F: Tensor) -> list[Tensor]:
@@ -199,9 +197,14 @@ def _drift(calls: Sequence[TrainingCall], logprobs_F: Tensor) -> float:
     return max((float((own_F - torch.tensor(c.sampler_F)).abs().max()) for c, own_F in pairs if c.own), default=0.0)
 
 
-def _reference(engine: LocalEngine, samples: Sequence[Sampled]) -> Tensor:
+def _reference(engine: LocalEngine, calls: Sequence[TrainingCall], config: MmGrpo) -> dict[int, Tensor]:
+    """Log-probabilities of each call's free tokens without an adapter."""
+    found: dict[int, Tensor] = {}
     with torch.no_grad(), engine.adapters.active(None):
-        return free_logprobs(engine.trie, samples)[0]
+        for part in forest_parts(engine.trie, [c.sampled for c in calls], config.forest_tokens):
+            counts = [len(calls[i].sampler_F) for i in part.members]
+            found.update(zip(part.members, torch.split(part.logprobs_F, counts), strict=True))
+    return found
 
 
 def _flatten(calls: Sequence[TrainingCall], config: MmGrpo, device: Any) -> Batch:

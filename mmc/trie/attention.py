@@ -11,7 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
@@ -67,19 +69,29 @@ class Layout:
         return self.masks[key]
 
 
-def forest_layout(forest: Forest, device: torch.device, block_rows: int = BLOCK_ROWS) -> Layout:
-    """The layout of one forward over a whole forest."""
-    ends_N = torch.from_numpy(forest.ends_N)
-    positions_N = torch.from_numpy(forest.positions_N)
+def forest_layout(
+    forest: Forest,
+    device: torch.device,
+    known: NDArray[np.int64] | None = None,
+    store: KeyValueStore | None = None,
+    block_rows: int = BLOCK_ROWS,
+) -> Layout:
+    """The layout of one forward over a forest, or over all its nodes but the ``known`` ones.
+
+    Then ``store`` gives keys and values of those first, in this order, and after them those of the forward's own nodes.
+    """
+    own_R = np.arange(len(forest)) if known is None else np.delete(np.arange(len(forest)), known)
+    nodes_M = own_R if known is None else np.concatenate([known, own_R])
     blocks = []
-    for start in range(0, len(forest), block_rows):
-        end = min(start + block_rows, len(forest))
-        keys_K = torch.nonzero(ends_N[:end] > start).squeeze(1)
-        rows_R = torch.arange(start, end)
-        mask_RK = (keys_K <= rows_R[:, None]) & (rows_R[:, None] < ends_N[keys_K])
-        distance_RK = positions_N[rows_R][:, None] - positions_N[keys_K]
-        blocks.append(Block(start, end, keys_K.to(device), mask_RK.to(device), distance_RK.to(device)))
-    return Layout(tuple(blocks))
+    for start in range(0, len(own_R), block_rows):
+        rows_R = own_R[start : start + block_rows]
+        keys_K = np.flatnonzero((nodes_M <= rows_R[-1]) & (forest.ends_N[nodes_M] > rows_R[0]))
+        seen_K = nodes_M[keys_K]
+        mask_RK = (seen_K <= rows_R[:, None]) & (rows_R[:, None] < forest.ends_N[seen_K])
+        distance_RK = forest.positions_N[rows_R][:, None] - forest.positions_N[seen_K]
+        tensors = (torch.from_numpy(array).to(device) for array in (keys_K, mask_RK, distance_RK))
+        blocks.append(Block(start, start + len(rows_R), *tensors))
+    return Layout(tuple(blocks), store)
 
 
 def trie_attention(

@@ -19,7 +19,7 @@ from torch import Tensor
 from mmc.trie.cache import Segment, TrieCache
 from mmc.trie.draw import Distributions
 from mmc.trie.model import TrieModel
-from mmc.trie.pack import sort_order
+from mmc.trie.pack import common_prefix, sort_order
 
 _SAMPLE_ROWS = 64
 """Rows of the vocabulary that are sampled from at a time; bounds the copies of the logits."""
@@ -151,7 +151,7 @@ class Decoder:
         while self._waiting:
             stream = self._waiting[0]
             cost = len(stream.prompt_ids) - max(
-                self._cache.matched(stream.prompt_ids), _shared(previous, stream.prompt_ids)
+                self._cache.matched(stream.prompt_ids), common_prefix(previous, stream.prompt_ids)
             )
             cost += stream.max_tokens
             if (self._live or admitted) and reserved + cost > self._budget:
@@ -186,9 +186,3 @@ class Decoder:
         for stream in self._live:
             if stream.finish is not None:
                 self._next.pop(stream, None)
-
-
-def _shared(a: Sequence[int], b: Sequence[int]) -> int:
-    n = min(len(a), len(b))
-    different = np.flatnonzero(np.asarray(a[:n]) != np.asarray(b[:n]))
-    return int(different[0]) if len(different) else n

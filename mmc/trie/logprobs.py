@@ -17,7 +17,7 @@ from torch import Tensor
 from mmc.trie.attention import forest_layout
 from mmc.trie.head import FreeTokens, chosen_logprobs
 from mmc.trie.model import TrieModel
-from mmc.trie.pack import Forest, pack
+from mmc.trie.pack import Ints, pack
 
 
 @dataclass(frozen=True)
@@ -55,19 +55,23 @@ def free_logprobs(model: TrieModel, samples: Sequence[Sampled]) -> tuple[Tensor,
     hidden_NH = model.hidden(
         torch.from_numpy(forest.tokens_N), torch.from_numpy(forest.positions_N), forest_layout(forest, device)
     )
-    return *chosen_logprobs(model, hidden_NH, _free_tokens(samples, forest)), len(forest)
+    return *chosen_logprobs(model, hidden_NH, free_tokens(samples, forest.index_SL)), len(forest)
 
 
-def _free_tokens(samples: Sequence[Sampled], forest: Forest) -> FreeTokens:
-    """For every free token: the node that predicts it, its id, its temperature and its allowed set."""
+def free_tokens(samples: Sequence[Sampled], index_SL: Ints, place_N: Ints | None = None) -> FreeTokens:
+    """For every free token: the node that predicts it, its id, its temperature and its allowed set.
+
+    ``index_SL`` as in a forest; ``place_N`` is where a node's hidden state lies, if not at the node's own number.
+    """
     rows: list[int] = []
     targets: list[int] = []
     temperatures: list[float] = []
     allowed: list[NDArray[np.int32] | None] = []
     for s, sample in enumerate(samples):
         free = sample.free_T
-        rows += forest.index_SL[s, len(sample.prompt_ids) - 1 + np.array(free)].tolist()
+        rows += index_SL[s, len(sample.prompt_ids) - 1 + np.array(free)].tolist()
         targets += [sample.ids_T[t] for t in free]
         temperatures += [sample.temperature or 1.0] * len(free)
         allowed += [sample.allowed_T[t] for t in free]
-    return FreeTokens(np.array(rows), np.array(targets), np.array(temperatures, dtype=np.float32), allowed)
+    places_F = np.array(rows) if place_N is None else place_N[rows]
+    return FreeTokens(places_F, np.array(targets), np.array(temperatures, dtype=np.float32), allowed)

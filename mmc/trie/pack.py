@@ -97,7 +97,7 @@ def split_by_budget(sequences: Sequence[Sequence[int]], budget: int) -> list[lis
     previous: tuple[int, ...] = ()
     for s in order:
         current = tuple(sequences[s])
-        shared = _common_prefix(previous, current) if groups else 0
+        shared = common_prefix(previous, current) if groups else 0
         if groups and size + len(current) - shared <= budget:
             groups[-1].append(s)
             size += len(current) - shared
@@ -108,7 +108,8 @@ def split_by_budget(sequences: Sequence[Sequence[int]], budget: int) -> list[lis
     return groups
 
 
-def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens ``a`` and ``b`` share at their beginning."""
     n = min(len(a), len(b))
     different = np.nonzero(np.asarray(a[:n]) != np.asarray(b[:n]))[0]
     return int(different[0]) if len(different) else n

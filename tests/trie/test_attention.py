@@ -51,7 +51,7 @@ def test_forest_logits_equal_one_sequence_at_a_time(name: str, block_rows: int) 
     with torch.no_grad():
         expected = [model(input_ids=torch.tensor([row]), use_cache=False).logits[0] for row in rows]
         trie, forest = TrieModel(model), pack(rows)
-        layout = forest_layout(forest, trie.device, block_rows)
+        layout = forest_layout(forest, trie.device, block_rows=block_rows)
         hidden = trie.hidden(torch.from_numpy(forest.tokens_N), torch.from_numpy(forest.positions_N), layout)
         logits = trie.logits(hidden)
     for s, row in enumerate(rows):
