@@ -19,7 +19,9 @@ import torch
 from mmc.engine.adapters import Adapters
 from mmc.engine.base import Completion, Key, Message, Request, seed_of
 from mmc.engine.constraint import Constraints
+from mmc.engine.memory import free_bytes, total_bytes
 from mmc.errors import EnvironmentProblem, RunFailure
+from mmc.trie.budget import sampling_budget, training_budget
 from mmc.trie.decode import Decoder, Stream
 from mmc.trie.model import TrieModel
 
@@ -36,13 +38,13 @@ class _Pending:
 class LocalEngine:
     """Implements :class:`mmc.engine.base.Engine` for one transformers model."""
 
-    def __init__(self, model: Any, tokenizer: Any, batch_tokens: int = 16384, base_name: str = "") -> None:
+    def __init__(self, model: Any, tokenizer: Any, batch_tokens: int | None = None, base_name: str = "") -> None:
         self.tokenizer = tokenizer
         self.stops = _stops(model, tokenizer)
         self.trie = TrieModel(model)
         self.adapters = Adapters(model, base_name, tokenizer)
         self._constraints = Constraints(tokenizer, model.config.get_text_config().vocab_size, self.stops)
-        self._batch_tokens = batch_tokens
+        self._batch_tokens = batch_tokens or sampling_budget(self.trie, total_bytes(self.trie.device))
         # In half precision a token's log-probability depends on what else is in the batch, so sampling and training differ.
         self._exact = self.trie.head.weight.dtype == torch.float32
         self._prompts: dict[tuple[Message, ...], list[int]] = {}
@@ -115,6 +117,11 @@ class LocalEngine:
                 )
             stream.take(token, 0.0, allowed, self.stops)
         return replace(self._completion(stream), temperature=1.0, exact=False)
+
+    def training_tokens(self, adapter: str) -> int:
+        """Distinct tokens of one forward and backward with ``adapter`` that the memory free now allows."""
+        with self.adapters.active(adapter, train=True):
+            return training_budget(self.trie, free_bytes(self.trie.device))
 
     def close(self) -> None:
         self._decoders.clear()

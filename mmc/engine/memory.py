@@ -1,4 +1,4 @@
-"""Keeps memory that tensors gave back for the next ones.
+"""The memory there is, and how this process keeps it.
 
 By default glibc returns every freed block of more than 32 MB to the system, and the top of its heap. Every layer of a forward
 then touches new pages, which the system zeroes first: on some machines that takes as long as the arithmetic.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from pathlib import Path
+from typing import Any
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's mallopt (malloc.h)."""
@@ -21,3 +23,41 @@ def keep_freed_memory() -> bool:
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return mallopt is not None and all(mallopt(key, _LARGEST) == 1 for key in (_MMAP_THRESHOLD, _TRIM_THRESHOLD))
+
+
+CGROUP = Path("/sys/fs/cgroup")
+"""Where a container finds the limits of its control group (version 2)."""
+
+
+def total_bytes(device: Any) -> int:
+    """Memory of ``device``, a torch.device; on a CPU the machine's, or what the container may have of it."""
+    import psutil
+    import torch
+
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[1])
+    return min(int(psutil.virtual_memory().total), _limit() or sys.maxsize)
+
+
+def free_bytes(device: Any) -> int:
+    """What of it can be had now."""
+    import psutil
+    import torch
+
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    available, limit = int(psutil.virtual_memory().available), _limit()
+    return available if limit is None else max(0, min(available, limit - _used()))
+
+
+def _limit() -> int | None:
+    try:
+        return int((CGROUP / "memory.max").read_text())
+    except (OSError, ValueError):  # no control group, or the word "max"
+        return None
+
+
+def _used() -> int:
+    """Without the files' pages that the system would give up."""
+    counted = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+    return int((CGROUP / "memory.current").read_text()) - int(counted.get("inactive_file", 0))

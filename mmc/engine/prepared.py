@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from mmc.engine.memory import total_bytes
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -141,10 +143,9 @@ def _tensors(layer: Any, name: str | None) -> tuple[Any, ...]:
 
 
 def _fits(layers: Iterable[Any]) -> bool:
-    import psutil
-
-    size = sum(layer.weight.numel() * layer.weight.element_size() for layer in layers)
-    return bool(size <= SHARE * psutil.virtual_memory().total)
+    weights = [layer.weight for layer in layers]
+    size: int = sum(weight.numel() * weight.element_size() for weight in weights)
+    return not weights or size <= SHARE * total_bytes(weights[0].device)
 
 
 def _is_linear(layer: Any) -> bool:

@@ -19,7 +19,7 @@ from mmc.data import Example
 from mmc.engine.base import Engine, seed_of
 from mmc.errors import UsageError
 from mmc.mmgrpo import checkpoint
-from mmc.mmgrpo.policy import Policy, learning_rate, make_policy
+from mmc.mmgrpo.policy import Policy, bounded, learning_rate, make_policy
 from mmc.mmgrpo.rollout import take
 from mmc.mmgrpo.teacher import open_teachers, teach
 from mmc.mmgrpo.update import ModuleTerms, module_terms
@@ -100,6 +100,7 @@ def distill(job: DistillJob) -> DistillResult:
     batches = -(-len(lessons) // config.batch)
     steps = config.epochs * batches
     place = checkpoint.resume(job.folder, policy)
+    config = bounded(config, policy, job.folder)
     with (job.folder / "metrics.jsonl").open("a", encoding="utf-8") as metrics:
         for step in range(place.step, steps):
             rate = learning_rate(config, step, steps)

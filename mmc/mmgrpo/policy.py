@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from math import cos, pi
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -81,6 +82,24 @@ def make_policy(
         tensors = list(engine.adapters.parameters(name).values())
         groups.append({"params": tensors, "lr": rate, "own": rate})
     return Policy(engine, names, torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.0))
+
+
+TuningT = TypeVar("TuningT", bound=Tuning)
+
+
+def bounded(config: TuningT, policy: Policy, folder: Path) -> TuningT:
+    """``config`` with a bound on forests: as the spec says, or what the free memory allows. That is kept in ``folder``, so that
+    a training that is resumed where less is free goes on with the same sums.
+    """
+    if config.forest_tokens is not None:
+        return config
+    file = folder / "forest_tokens"
+    if not file.exists():
+        found = min(policy.engine.training_tokens(name) for name in policy.adapters)
+        temporary = file.with_suffix(".tmp")
+        temporary.write_text(f"{found}\n", encoding="utf-8")
+        temporary.replace(file)
+    return config.model_copy(update={"forest_tokens": int(file.read_text(encoding="utf-8"))})
 
 
 def _rates(spec: Spec, names: Mapping[str, str], config: Tuning) -> dict[str, float]:

@@ -18,7 +18,7 @@ from mmc.mmgrpo import checkpoint
 from mmc.mmgrpo.audit import audit
 from mmc.mmgrpo.checkpoint import Place
 from mmc.mmgrpo.group import Rewards, Shaping, form_groups
-from mmc.mmgrpo.policy import Policy, learning_rate, make_policy
+from mmc.mmgrpo.policy import Policy, bounded, learning_rate, make_policy
 from mmc.mmgrpo.report import StepFacts, StepReport, alarm, step_report
 from mmc.mmgrpo.rollout import Rollouts, Sampler
 from mmc.mmgrpo.teacher import open_teachers, teach
@@ -60,11 +60,12 @@ class TrainingResult:
 
 def train(job: TrainingJob) -> TrainingResult:
     """Runs (or resumes) the training. Raises UsageError when no module can be trained."""
-    config = job.config
-    policy = make_policy(job.program, job.engines, config, job.folder.name, job.seed, job.initial)
+    policy = make_policy(job.program, job.engines, job.config, job.folder.name, job.seed, job.initial)
+    place = checkpoint.resume(job.folder, policy)
+    config = bounded(job.config, policy, job.folder)
+    job = replace(job, config=config)
     program = job.program.with_adapters(policy.names)
     sampler = make_sampler(job, program, policy)
-    place = checkpoint.resume(job.folder, policy)
     unreadable = _unreadable_so_far(job.folder / "metrics.jsonl")
     with (job.folder / "metrics.jsonl").open("a", encoding="utf-8") as metrics:
         for step in range(place.step, config.steps):

@@ -32,8 +32,9 @@ class LocalModel(Keys):
     Python package)."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the weights. auto: float32 on a CPU, bfloat16 on a GPU."""
-    batch_tokens: int = Field(16384, gt=0)
-    """Most distinct tokens kept in the cache at a time; more work waits its turn."""
+    batch_tokens: int | None = Field(None, gt=0)
+    """Most distinct tokens kept in the cache at a time; more work waits its turn. As many as an eighth of the memory holds,
+    at most 16384, when left out."""
 
 
 class LiteLlmModel(Keys):

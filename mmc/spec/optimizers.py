@@ -108,8 +108,9 @@ class Tuning(Keys):
     """How the learning rate falls after the warm-up, to `floor` of it at the last step."""
     floor: float = Field(0.1, ge=0, le=1)
     max_grad_norm: float = Field(1.0, gt=0)
-    forest_tokens: int = Field(6144, gt=0)
-    """Most distinct tokens in one forward and backward; gradients of a step with more are accumulated."""
+    forest_tokens: int | None = Field(None, gt=0)
+    """Most distinct tokens in one forward and backward; gradients of a step with more are accumulated, and what its parts
+    share is computed once. Found from the free memory before the first step, when left out."""
     adapters: Literal["shared", "module"] | dict[str, list[str]] = "shared"
     """One adapter for all trained modules, one a module, or named groups of modules: `{writers: [draft, revise]}`."""
     lora: Lora = Lora()

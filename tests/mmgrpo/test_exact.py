@@ -187,7 +187,9 @@ def test_small_forests_give_the_gradient_of_one_forest(
             report, tensors = one.step(config, one.calls(config), AWAY)
         reports.append(report)
         found.append(tensors)
-    assert (reports[1].packed == reports[0].packed) == (worth == 1), "short beginnings are computed in each, others once"
+    assert (reports[1].packed == reports[0].packed) == (worth == 1), (
+        "short beginnings are computed in each, others once"
+    )
     assert reports[1].loss == pytest.approx(reports[0].loss, rel=TOLERANCE)
     for name, tensors in found[0].items():
         for key, gradient in tensors.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,11 +14,12 @@ from mmc.engine.local import LocalEngine
 from mmc.errors import UsageError
 from mmc.mmgrpo.policy import learning_rate
 from mmc.mmgrpo.rollout import take
-from mmc.mmgrpo.train import TrainingJob, train
+from mmc.mmgrpo.train import TrainingJob, train, train_step
 from mmc.program.graph import Program
 from mmc.program.run import RunSettings
 from mmc.spec import load
 from mmc.spec.model import MmGrpo
+from mmc.trie.budget import LEAST, MOST
 
 SPEC = """\
 mmc: 1
@@ -111,3 +113,27 @@ def test_the_learning_rate_warms_up_and_falls_to_its_floor() -> None:
         rates = [learning_rate(config, step, 13) for step in range(13)]
         assert rates[:3] == [0.5, 1.0, 1.0] and rates[7] == pytest.approx(half)
         assert rates[-1] == pytest.approx(1.0 if schedule == "constant" else 0.1)
+
+
+def test_a_resumed_training_keeps_the_bound_that_the_first_memory_gave(
+    program: Program, engine: LocalEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, bounds = MmGrpo(steps=2, examples=3, rollouts=3), []
+
+    def step(job: TrainingJob, *rest: Any) -> Any:
+        bounds.append(job.config.forest_tokens)
+        if len(bounds) == 2:
+            raise KeyboardInterrupt
+        return train_step(job, *rest)
+
+    monkeypatch.setattr("mmc.mmgrpo.train.train_step", step)
+    job = TrainingJob(program, {"policy": engine}, EXAMPLES, EXAMPLES, config, 0, tmp_path / "t")
+    monkeypatch.setattr("mmc.engine.local.free_bytes", lambda device: 1 << 40)
+    with pytest.raises(KeyboardInterrupt):
+        train(job)
+    monkeypatch.setattr("mmc.engine.local.free_bytes", lambda device: 0)
+    train(job)
+    assert bounds == [MOST] * 3
+    train(replace(job, folder=tmp_path / "other"))
+    train(replace(job, folder=tmp_path / "set", config=MmGrpo(steps=1, examples=3, rollouts=3, forest_tokens=77)))
+    assert bounds[3:] == [LEAST, LEAST, 77]

@@ -97,9 +97,12 @@ def test_all_that_is_kept_belongs_to_the_part_and_the_part_is_within_the_budget(
     monkeypatch.setattr(parts, "_begin", begun)
     monkeypatch.setattr(parts._Beginning, "backward", done)
     monkeypatch.setattr(parts, "_part", looked_at)
-    computed = in_parts(trie, samples, 60)[1]
-    assert not alive and computed == len(pack([sample.needed for sample in samples]))
-    assert len(seen) > 5 and all(nodes <= 60 and kept == known for nodes, known, kept in seen)
+    free_logprobs(trie, samples)[0].square().sum().backward()
+    wanted = gradients(trie)
+    nodes, (_, computed) = len(pack([sample.needed for sample in samples])), in_parts(trie, samples, 60)
+    assert nodes > 400 and computed == nodes and not alive
+    torch.testing.assert_close(gradients(trie), wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
+    assert len(seen) > 10 and all(nodes <= 60 and kept == known for nodes, known, kept in seen)
     assert max(known for _, known, _ in seen) > len(root)
 
 
