@@ -150,7 +150,7 @@ def update(engine: LocalEngine, optimizer: torch.optim.Optimizer, calls: Sequenc
     for part in split_by_budget([call.sampled.needed for call in calls], 1024):
         chosen = [calls[i] for i in part]
         with engine.adapters.active(ADAPTER, train=True):
-            logprobs_F, _, _ = free_logprobs(engine.trie, [c.sampled for c in chosen])
+            logprobs_F, _, _ = free_logprobs(engine.lm, [c.sampled for c in chosen])
             pairs = zip(chosen, logprobs_F.split([len(c.old_F) for c in chosen]), strict=True)
             losses = [c.weight * policy_loss(own_F, c.old_F, c.advantage) for c, own_F in pairs]
             torch.stack(losses).sum().backward()

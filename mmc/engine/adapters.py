@@ -58,7 +58,9 @@ class Adapters:
             raise EnvironmentProblem(f"the model has no adapter {name!r}; it has {known}")
 
     def create(self, name: str, options: LoraOptions, seed: int) -> None:
-        """Adds a fresh adapter: A random by ``seed``, B zero. An adapter of that name is replaced."""
+        """Adds a fresh adapter: A random by ``seed``, B zero. An adapter of that name is replaced. Raises UsageError when PEFT
+        puts none on the layers that are asked for.
+        """
         import torch
         from peft import LoraConfig
 
@@ -76,6 +78,8 @@ class Adapters:
         torch.manual_seed(seed)
         try:
             self._attach(name, config)
+        except ValueError as error:
+            raise UsageError(f"{error} (layers are named by `lora.targets`)") from error
         finally:
             torch.random.set_rng_state(state)
 

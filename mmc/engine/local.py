@@ -24,6 +24,7 @@ from mmc.errors import EnvironmentProblem, RunFailure
 from mmc.trie.budget import sampling_budget, training_budget
 from mmc.trie.decode import Decoder, Stream
 from mmc.trie.model import TrieModel
+from mmc.trie.padded import PaddedDecoder, causal_model
 
 _UNIT = 2.0**-63
 
@@ -41,19 +42,19 @@ class LocalEngine:
     def __init__(self, model: Any, tokenizer: Any, batch_tokens: int | None = None, base_name: str = "") -> None:
         self.tokenizer = tokenizer
         self.stops = _stops(model, tokenizer)
-        self.trie = TrieModel(model)
+        self.lm = causal_model(model)
         self.adapters = Adapters(model, base_name, tokenizer)
         self._constraints = Constraints(tokenizer, model.config.get_text_config().vocab_size, self.stops)
-        self._batch_tokens = batch_tokens or sampling_budget(self.trie, total_bytes(self.trie.device))
+        self._batch_tokens = batch_tokens or sampling_budget(self.lm, total_bytes(self.lm.device))
         # In half precision a token's log-probability depends on what else is in the batch, so sampling and training differ.
-        self._exact = self.trie.head.weight.dtype == torch.float32
+        self._exact = self.lm.head.weight.dtype == torch.float32
         self._prompts: dict[tuple[Message, ...], list[int]] = {}
         self._clients = 0
         self._elsewhere = 0
         self._blocked = 0
         self._scheduled = False
         self._pending: list[_Pending] = []
-        self._decoders: dict[str | None, Decoder] = {}
+        self._decoders: dict[str | None, Decoder | PaddedDecoder] = {}
         self._streams: dict[Stream, _Pending] = {}
 
     # --- the interface ---
@@ -121,7 +122,7 @@ class LocalEngine:
     def training_tokens(self, adapter: str) -> int:
         """Distinct tokens of one forward and backward with ``adapter`` that the memory free now allows."""
         with self.adapters.active(adapter, train=True):
-            return training_budget(self.trie, free_bytes(self.trie.device))
+            return training_budget(self.lm, free_bytes(self.lm.device))
 
     def close(self) -> None:
         self._decoders.clear()
@@ -167,8 +168,13 @@ class LocalEngine:
             request = one.request
             self._streams[one.stream] = one
             if request.adapter not in self._decoders:
-                self._decoders[request.adapter] = Decoder(self.trie, self.stops, self._batch_tokens)
+                self._decoders[request.adapter] = self._decoder()
             self._decoders[request.adapter].add([one.stream])
+
+    def _decoder(self) -> Decoder | PaddedDecoder:
+        if isinstance(self.lm, TrieModel):
+            return Decoder(self.lm, self.stops, self._batch_tokens)
+        return PaddedDecoder(self.lm, self.stops, self._batch_tokens)
 
     def _answer(self, pending: _Pending, completion: Completion) -> None:
         self._blocked -= 1
@@ -206,7 +212,7 @@ class LocalEngine:
 
     def _stream(self, request: Request) -> Stream:
         prompt_ids = self._prompt(request.messages)
-        longest = getattr(self.trie.model.config.get_text_config(), "max_position_embeddings", None)
+        longest = getattr(self.lm.model.config.get_text_config(), "max_position_embeddings", None)
         if longest and len(prompt_ids) + request.sampling.max_tokens > longest:
             raise RunFailure(
                 f"the prompt has {len(prompt_ids)} tokens and {request.sampling.max_tokens} more may "

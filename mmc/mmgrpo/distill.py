@@ -28,7 +28,7 @@ from mmc.program.run import RunSettings, run_all
 from mmc.program.trajectory import Trajectory
 from mmc.spec.model import Distill
 from mmc.trie.logprobs import Sampled
-from mmc.trie.parts import forest_parts
+from mmc.trie.parts import in_parts
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,8 @@ def distill(job: DistillJob) -> DistillResult:
 def _runs(job: DistillJob, policy: Policy) -> tuple[list[Trajectory], int]:
     """Runs of the program as it was before the stage, and of the teachers; on how many examples."""
     config, modules = job.config, list(policy.names)
-    examples, _ = take(job.train, config.examples, 0, job.seed)
+    # In another order than reinforcement takes them: what was learned by heart has no spread of reward left to learn from.
+    examples, _ = take(job.train, config.examples, 0, seed_of(job.seed, "distill"))
     runs: list[Trajectory] = []
     if config.rollouts:
         settings = RunSettings("distill", 0, job.seed, config.temperature)
@@ -174,7 +175,7 @@ def _step(policy: Policy, batch: Sequence[Lesson], config: Distill, empty: Disti
         samples = [sampled for terms, sampled, _ in weighted if terms.adapter == adapter]
         weights = [weight for terms, _, weight in weighted if terms.adapter == adapter]
         with policy.engine.adapters.active(adapter, train=True):
-            for part in forest_parts(policy.engine.trie, samples, config.forest_tokens):
+            for part in in_parts(policy.engine.lm, samples, config.forest_tokens):
                 weights_F = torch.tensor([weights[i] for i in part.members for _ in samples[i].free_T])
                 value = -(part.logprobs_F * weights_F.to(part.logprobs_F.device)).sum()
                 value.backward()  # type: ignore[no-untyped-call]

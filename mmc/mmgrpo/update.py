@@ -17,7 +17,7 @@ from mmc.mmgrpo.loss import Batch, Share, importance, policy_loss, token_weights
 from mmc.program.trajectory import Call
 from mmc.spec.model import MmGrpo, Spec, Training
 from mmc.trie.logprobs import Sampled
-from mmc.trie.parts import forest_parts
+from mmc.trie.parts import in_parts
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def accumulate(
     """Adds the gradient of the loss of ``calls`` to the adapter's tensors, a bounded forest at a time."""
     reference = _reference(engine, calls, config) if config.kl else {}
     with engine.adapters.active(adapter, train=True):
-        for part in forest_parts(engine.trie, [c.sampled for c in calls], config.forest_tokens):
+        for part in in_parts(engine.lm, [c.sampled for c in calls], config.forest_tokens):
             chosen, logprobs_F = [calls[i] for i in part.members], part.logprobs_F
             if first:
                 _remember(chosen, logprobs_F.detach())
@@ -201,7 +201,7 @@ def _reference(engine: LocalEngine, calls: Sequence[TrainingCall], config: MmGrp
     """Log-probabilities of each call's free tokens without an adapter."""
     found: dict[int, Tensor] = {}
     with torch.no_grad(), engine.adapters.active(None):
-        for part in forest_parts(engine.trie, [c.sampled for c in calls], config.forest_tokens):
+        for part in in_parts(engine.lm, [c.sampled for c in calls], config.forest_tokens):
             counts = [len(calls[i].sampler_F) for i in part.members]
             found.update(zip(part.members, torch.split(part.logprobs_F, counts), strict=True))
     return found

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from mmc.trie.logprobs import Sampled, free_logprobs
-from mmc.trie.model import TrieModel
+from mmc.trie.model import CausalModel
 
 SHARE = 1 / 2
 """Of the free memory that the activations of one forest may take. What a backward makes beside them is far less than the rest."""
@@ -18,7 +18,7 @@ PROBE = 64
 """Nodes of the forest that tells how much memory a node takes."""
 
 
-def training_budget(model: TrieModel, free_bytes: int) -> int:
+def training_budget(model: CausalModel, free_bytes: int) -> int:
     """Nodes of a forest whose forward and backward fit ``free_bytes``: a power of two, so that a little more or less free
     memory makes no difference. The adapter to train must be active.
     """
@@ -26,7 +26,7 @@ def training_budget(model: TrieModel, free_bytes: int) -> int:
     return min(MOST, max(LEAST, 1 << max(0, nodes.bit_length() - 1)))
 
 
-def bytes_per_node(model: TrieModel) -> float:
+def bytes_per_node(model: CausalModel) -> float:
     """What a forward with gradient keeps for the backward, for each node: measured on a small forest."""
     own = {p.untyped_storage().data_ptr() for p in model.model.parameters()}
     kept: dict[int, int] = {}
@@ -45,10 +45,13 @@ def bytes_per_node(model: TrieModel) -> float:
     return sum(kept.values()) / nodes
 
 
-def sampling_budget(model: TrieModel, total_bytes: int, share: float = 1 / 8) -> int:
+def sampling_budget(model: CausalModel, total_bytes: int, share: float = 1 / 8) -> int:
     """Tokens whose keys and values take at most ``share`` of the machine's memory: of all, so that it is always the same."""
     config = model.model.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    queries = getattr(config, "num_attention_heads", None)
+    if queries is None:
+        return MOST  # no attention, and a state that does not grow
+    heads = getattr(config, "num_key_value_heads", None) or queries
+    width = getattr(config, "head_dim", None) or config.hidden_size // queries
     size: int = 2 * config.num_hidden_layers * heads * width * model.head.weight.element_size()
     return min(MOST, max(LEAST, int(share * total_bytes / size)))

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mmc.trie.model import TrieModel
+from mmc.trie.model import CausalModel
 
 HEAD_ROWS = 512
 """Rows whose logits exist at a time."""
@@ -36,7 +36,7 @@ class FreeTokens:
         return FreeTokens(self.rows_F[part], self.targets_F[part], self.temperatures_F[part], allowed)
 
 
-def chosen_logprobs(model: TrieModel, hidden_NH: Tensor, free: FreeTokens) -> tuple[Tensor, Tensor]:
+def chosen_logprobs(model: CausalModel, hidden_NH: Tensor, free: FreeTokens) -> tuple[Tensor, Tensor]:
     """(log-probabilities (F,) with gradient, entropies (F,) without), float32, of ``free`` among rows of ``hidden_NH``.
 
     They are those of the distribution a token was drawn from, temperature and allowed set applied. A bounded number of
@@ -80,7 +80,7 @@ class _Piece:
     """The free tokens of one piece, as tensors: unconstrained rows once for every temperature, allowed sets padded."""
 
     def __init__(
-        self, model: TrieModel, inverse: NDArray[np.int64], free: FreeTokens, parameters: Sequence[Tensor]
+        self, model: CausalModel, inverse: NDArray[np.int64], free: FreeTokens, parameters: Sequence[Tensor]
     ) -> None:
         self._model, self._parameters = model, list(parameters)
         self.direct = type(model.head) is torch.nn.Linear and not self._parameters and model.softcap is None

@@ -1,7 +1,7 @@
-"""Log-probabilities of sampled tokens over a packed forest, with gradient.
+"""Log-probabilities of sampled tokens, with gradient.
 
-One forward over the forest of all prompts and completions gives what one forward a sequence would give; logits are computed
-only at nodes that predict a token somebody sampled by choice.
+One forward over all prompts and completions gives what one forward a sequence would give; logits are computed only where
+they predict a token somebody sampled by choice.
 """
 
 from __future__ import annotations
@@ -10,14 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mmc.trie.attention import forest_layout
 from mmc.trie.head import FreeTokens, chosen_logprobs
-from mmc.trie.model import TrieModel
-from mmc.trie.pack import Ints, pack
+from mmc.trie.model import CausalModel
+from mmc.trie.pack import Ints
 
 
 @dataclass(frozen=True)
@@ -44,24 +42,20 @@ class Sampled:
         return [*self.prompt_ids, *self.ids_T[: free[-1]]] if free else []
 
 
-def free_logprobs(model: TrieModel, samples: Sequence[Sampled]) -> tuple[Tensor, Tensor, int]:
+def free_logprobs(model: CausalModel, samples: Sequence[Sampled]) -> tuple[Tensor, Tensor, int]:
     """Log-probabilities of all free tokens of ``samples``, one after the other, float32.
 
-    Returns (logprobs (F,), entropies (F,), nodes computed). Log-probabilities are those of the distribution the tokens were
+    Returns (logprobs (F,), entropies (F,), tokens computed). Log-probabilities are those of the distribution the tokens were
     drawn from: temperature and allowed sets applied. Every sample needs a free token.
     """
-    forest = pack([s.needed for s in samples])
-    device = model.device
-    hidden_NH = model.hidden(
-        torch.from_numpy(forest.tokens_N), torch.from_numpy(forest.positions_N), forest_layout(forest, device)
-    )
-    return *chosen_logprobs(model, hidden_NH, free_tokens(samples, forest.index_SL)), len(forest)
+    hidden_NH, index_SL, computed = model.hidden_of([s.needed for s in samples])
+    return *chosen_logprobs(model, hidden_NH, free_tokens(samples, index_SL)), computed
 
 
 def free_tokens(samples: Sequence[Sampled], index_SL: Ints, place_N: Ints | None = None) -> FreeTokens:
     """For every free token: the node that predicts it, its id, its temperature and its allowed set.
 
-    ``index_SL`` as in a forest; ``place_N`` is where a node's hidden state lies, if not at the node's own number.
+    ``index_SL`` as in a forest; ``place_N`` tells where a node's hidden state lies, if not at the node's own number.
     """
     rows: list[int] = []
     targets: list[int] = []

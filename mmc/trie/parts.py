@@ -19,9 +19,10 @@ from torch import Tensor
 
 from mmc.trie.attention import forest_layout
 from mmc.trie.head import chosen_logprobs
-from mmc.trie.logprobs import Sampled, free_tokens
-from mmc.trie.model import TrieModel
+from mmc.trie.logprobs import Sampled, free_logprobs, free_tokens
+from mmc.trie.model import CausalModel, TrieModel
 from mmc.trie.pack import Forest, common_prefix, pack, split_by_budget
+from mmc.trie.padded import padded_groups
 
 WORTH = 64
 """Tokens that are worth a forward and backward of their own; fewer are computed again in the next part."""
@@ -40,12 +41,21 @@ class Part:
     """Nodes computed for it, beginnings that it is the first to need among them."""
 
 
-def forest_parts(model: TrieModel, samples: Sequence[Sampled], budget: int | None) -> Iterator[Part]:
-    """All ``samples`` (each with a free token), in parts whose forests hold at most ``budget`` nodes each; None: in one.
+def in_parts(model: CausalModel, samples: Sequence[Sampled], budget: int | None) -> Iterator[Part]:
+    """All ``samples`` (each with a free token), in parts that compute or attend to at most ``budget`` tokens each, unless a
+    sample alone has more; None: in one.
 
     A part must have gone backward when the next is asked for, and all must be asked for: shared beginnings go backward in
     between and at the end.
     """
+    if isinstance(model, TrieModel):
+        yield from _of_forest(model, samples, budget)
+        return
+    for group in padded_groups([len(sample.needed) for sample in samples], budget):
+        yield Part(group, *free_logprobs(model, [samples[i] for i in group]))
+
+
+def _of_forest(model: TrieModel, samples: Sequence[Sampled], budget: int | None) -> Iterator[Part]:
     sequences = [sample.needed for sample in samples]
     if not sequences:
         return

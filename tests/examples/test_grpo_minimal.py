@@ -57,7 +57,7 @@ def test_an_update_favours_the_calls_of_better_runs(minimal: ModuleType, tiny_mo
 
     def objective() -> float:
         with torch.no_grad(), engine.adapters.active(minimal.ADAPTER):
-            logprobs_F = free_logprobs(engine.trie, [call.sampled for call in calls])[0]
+            logprobs_F = free_logprobs(engine.lm, [call.sampled for call in calls])[0]
         pieces = zip(calls, logprobs_F.split([len(call.old_F) for call in calls]), strict=True)
         return sum(call.weight * call.advantage * own_F.mean().item() for call, own_F in pieces)
 

@@ -423,7 +423,7 @@ def test_the_gradient_is_that_of_sampled_tokens_alone(three: Program, engine: Lo
 
 def plain_gradient(engine: LocalEngine, calls: Sequence[TrainingCall], with_prompts: bool) -> torch.Tensor:
     """Of -weight x advantage x log-probability, call by call and token by token."""
-    model, total = engine.trie.model, torch.zeros(())
+    model, total = engine.lm.model, torch.zeros(())
     model.set_attn_implementation("eager")
     with engine.adapters.active("a", train=True):
         for call in calls:
@@ -639,8 +639,8 @@ def test_two_models_adapters_by_module_demonstrations_and_a_resume_work_together
     shown = demo_source(program.templates["think"], {"q": "shown"}, "so")
     program = program.with_templates({"think": program.templates["think"].with_slot("demos", demos_source([shown]))})
     judge = open_engine(tiny_model_dir)
-    judge.trie.model.get_input_embeddings().weight.data *= 2
-    before = {name: tensor.clone() for name, tensor in judge.trie.model.state_dict().items()}
+    judge.lm.model.get_input_embeddings().weight.data *= 2
+    before = {name: tensor.clone() for name, tensor in judge.lm.model.state_dict().items()}
 
     def interrupt(report: Any) -> None:
         if report.step == 2:
@@ -662,9 +662,9 @@ def test_two_models_adapters_by_module_demonstrations_and_a_resume_work_together
     assert {group.module for step in steps for group in step.rollouts.groups} == {"think", "plan"}
     judged = [call for step in steps for run in step.rollouts.runs for call in run.calls if call.module == "answer"]
     with torch.no_grad():
-        logprobs_F, _, _ = free_logprobs(judge.trie, [sampled_of(call) for call in judged])
+        logprobs_F, _, _ = free_logprobs(judge.lm, [sampled_of(call) for call in judged])
     assert logprobs_F.tolist() == pytest.approx([value for call in judged for value in sampled_as(call)[2]], abs=1e-4)
-    after = judge.trie.model.state_dict()
+    after = judge.lm.model.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
 
 

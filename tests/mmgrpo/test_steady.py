@@ -80,7 +80,7 @@ def test_patience_ends_a_training_and_is_said(program: Program, engine: LocalEng
 
 
 def fresh_like(engine: LocalEngine) -> LocalEngine:
-    return open_engine(Path(engine.trie.model.config._name_or_path))
+    return open_engine(Path(engine.lm.model.config._name_or_path))
 
 
 class Stop(Exception):
@@ -128,7 +128,7 @@ def test_whole_weights_that_were_trained_load_in_plain_transformers(
     config = MmGrpo(steps=2, examples=3, rollouts=4, full=True, learning_rate=1e-2)
     result = train(job(program, engine, config, tmp_path / "t"))
     model = AutoModelForCausalLM.from_pretrained(result.adapters["pick"])
-    base = AutoModelForCausalLM.from_pretrained(Path(engine.trie.model.config._name_or_path))
+    base = AutoModelForCausalLM.from_pretrained(Path(engine.lm.model.config._name_or_path))
     pairs = zip(model.parameters(), base.parameters(), strict=True)
     assert any((a - b).abs().max() > 1e-4 for a, b in pairs)
     settings = RunSettings("eval", 0, 0, 0.0)

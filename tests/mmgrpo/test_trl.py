@@ -160,7 +160,7 @@ def completion(engine: LocalEngine, prompt: str, text: str, temperature: float) 
     ids = [*ids, engine.tokenizer.eos_token_id] if ended else ids[:LIMIT]
     sampled = Sampled(engine.tokenizer(prompt)["input_ids"], ids, [None] * len(ids), temperature)
     with torch.no_grad(), engine.adapters.active("a"):
-        logprobs_T = free_logprobs(engine.trie, [sampled])[0].tolist()
+        logprobs_T = free_logprobs(engine.lm, [sampled])[0].tolist()
     return Completion(
         text,
         "stop" if ended else "length",

@@ -16,7 +16,7 @@ from mmc.trie import parts
 from mmc.trie.logprobs import Sampled, free_logprobs
 from mmc.trie.model import TrieModel
 from mmc.trie.pack import pack
-from mmc.trie.parts import forest_parts
+from mmc.trie.parts import in_parts
 
 Rows = list[list[int]]
 sequences = st.lists(st.lists(st.integers(5, 7), min_size=2, max_size=14), min_size=1, max_size=25)
@@ -39,11 +39,11 @@ def gradients(trie: TrieModel) -> torch.Tensor:
     return found
 
 
-def in_parts(trie: TrieModel, samples: list[Sampled], budget: int) -> tuple[dict[int, torch.Tensor], int]:
+def backward_in_parts(trie: TrieModel, samples: list[Sampled], budget: int) -> tuple[dict[int, torch.Tensor], int]:
     """Backward through the sum of all squared log-probabilities; those of each sample, and the nodes computed."""
     found: dict[int, torch.Tensor] = {}
     computed = 0
-    for part in forest_parts(trie, samples, budget):
+    for part in in_parts(trie, samples, budget):
         part.logprobs_F.square().sum().backward()
         counts = [len(samples[i].free_T) for i in part.members]
         found.update(zip(part.members, torch.split(part.logprobs_F.detach(), counts), strict=True))
@@ -62,7 +62,7 @@ def test_parts_give_the_values_and_the_gradient_of_the_whole(
     wanted = gradients(trie)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parts, "WORTH", worth)
-        found, computed = in_parts(trie, samples, budget)
+        found, computed = backward_in_parts(trie, samples, budget)
     # The head's log-probabilities are float32.
     together = torch.cat([found[i] for i in range(len(rows))])
     torch.testing.assert_close(together, whole.detach(), rtol=1e-5, atol=1e-5)
@@ -99,7 +99,7 @@ def test_all_that_is_kept_belongs_to_the_part_and_the_part_is_within_the_budget(
     monkeypatch.setattr(parts, "_part", looked_at)
     free_logprobs(trie, samples)[0].square().sum().backward()
     wanted = gradients(trie)
-    nodes, (_, computed) = len(pack([sample.needed for sample in samples])), in_parts(trie, samples, 60)
+    nodes, (_, computed) = len(pack([sample.needed for sample in samples])), backward_in_parts(trie, samples, 60)
     assert nodes > 400 and computed == nodes and not alive
     torch.testing.assert_close(gradients(trie), wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
     assert len(seen) > 10 and all(nodes <= 60 and kept == known for nodes, known, kept in seen)
@@ -107,4 +107,4 @@ def test_all_that_is_kept_belongs_to_the_part_and_the_part_is_within_the_budget(
 
 
 def test_nothing_gives_no_part(trie: TrieModel) -> None:
-    assert list(forest_parts(trie, [], 10)) == []
+    assert list(in_parts(trie, [], 10)) == []
