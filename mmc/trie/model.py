@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mmc.trie.attention import ATTENTION, Layout, forest_layout
+from mmc.trie.attention import ATTENTION, FLEX_ON, Layout, forest_layout
 from mmc.trie.pack import Ints, pack
 
 
@@ -88,8 +89,7 @@ class TrieModel(CausalModel):
         super().__init__(model)
         implementation = model.config._attn_implementation
         try:
-            model.set_attn_implementation(ATTENTION)
-            self._verify()
+            self._verify_or_without_flex()
         except ValueError:
             model.set_attn_implementation(implementation)
             raise
@@ -112,10 +112,24 @@ class TrieModel(CausalModel):
         tokens, positions = torch.from_numpy(forest.tokens_N), torch.from_numpy(forest.positions_N)
         return self.hidden(tokens, positions, layout), forest.index_SL, len(forest)
 
+    def _verify_or_without_flex(self) -> None:
+        """FlexAttention is compiled for a device by other people's tools: where these fail, forests go in blocks there."""
+        kind = self.device.type
+        try:
+            self._verify()
+        except Exception as error:
+            if isinstance(error, ValueError) or kind not in FLEX_ON:
+                raise
+            FLEX_ON.discard(kind)
+            cause = str(error).strip().splitlines()[:1]
+            warnings.warn(f"FlexAttention does not work here, so training is slower: {cause}", stacklevel=4)
+            self._verify()
+
     @torch.no_grad()
     def _verify(self) -> None:
         """Compares two branches with one sequence at a time: a recurrent layer would leak from one into the other."""
         rows = self.probe()
+        self.model.set_attn_implementation(ATTENTION)
         hidden_NH, index_SL, _ = self.hidden_of(rows)
         ours_NV = self.logits(hidden_NH)
         self.model.set_attn_implementation("eager")

@@ -6,8 +6,9 @@ import random
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, PreTrainedModel, Qwen3Config
+from transformers import AutoModelForCausalLM, Gemma2Config, Gemma3TextConfig, LlamaConfig, PreTrainedModel, Qwen3Config
 
+from mmc.trie import attention
 from mmc.trie.attention import forest_layout
 from mmc.trie.model import TrieModel
 from mmc.trie.pack import pack
@@ -33,6 +34,7 @@ def models() -> dict[str, PreTrainedModel]:
         final_logit_softcapping=5.0,
     )
     configs = {"llama": LlamaConfig(**SMALL), "qwen3": Qwen3Config(**SMALL), "gemma3": sliding}
+    configs["gemma2"] = Gemma2Config(**SMALL, sliding_window=4, attn_logit_softcapping=2.0, query_pre_attn_scalar=8)
     return {name: AutoModelForCausalLM.from_config(config).eval() for name, config in configs.items()}
 
 
@@ -42,20 +44,41 @@ def branching_sequences(count: int, seed: int) -> list[list[int]]:
     return [root[: rng.randint(0, 7)] + [rng.randrange(4) for _ in range(rng.randint(1, 12))] for _ in range(count)]
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3"])
-@pytest.mark.parametrize("block_rows", [3, 256])
-def test_forest_logits_equal_one_sequence_at_a_time(name: str, block_rows: int) -> None:
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3", "gemma2"])
+@pytest.mark.parametrize("block_rows", [3, 256, None])
+def test_forest_logits_equal_one_sequence_at_a_time(
+    name: str, block_rows: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``block_rows`` None: through FlexAttention, as on CUDA."""
+    if block_rows is None:
+        monkeypatch.setattr(attention, "FLEX_ON", {"cuda", "cpu"})
+        monkeypatch.setattr(attention, "_blocks", None)
     model = models()[name]
     model.set_attn_implementation("eager")
     rows = branching_sequences(12, seed=1)
     with torch.no_grad():
         expected = [model(input_ids=torch.tensor([row]), use_cache=False).logits[0] for row in rows]
         trie, forest = TrieModel(model), pack(rows)
-        layout = forest_layout(forest, trie.device, block_rows=block_rows)
+        layout = forest_layout(forest, trie.device, block_rows=block_rows or 256)
         hidden = trie.hidden(torch.from_numpy(forest.tokens_N), torch.from_numpy(forest.positions_N), layout)
         logits = trie.logits(hidden)
     for s, row in enumerate(rows):
         torch.testing.assert_close(logits[forest.index_SL[s, : len(row)]], expected[s], rtol=1e-4, atol=1e-4)
+
+
+def test_where_flex_attention_fails_forests_go_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(device: str) -> None:
+        raise RuntimeError(f"no compiler for {device}\nand so on")
+
+    monkeypatch.setattr(attention, "_flex", broken)
+    monkeypatch.setattr(attention, "FLEX_ON", kinds := {"cuda", "cpu"})
+    monkeypatch.setattr("mmc.trie.model.FLEX_ON", kinds)
+    with pytest.warns(UserWarning, match=r"FlexAttention does not work here.*no compiler for cpu'\]"):
+        trie = TrieModel(models()["llama"])
+    assert kinds == {"cuda"}
+    with torch.no_grad():
+        assert trie.hidden_of([[1, 2], [1, 3]])[0].shape == (3, 32)
 
 
 def test_a_model_whose_layers_are_not_plain_attention_is_refused() -> None:

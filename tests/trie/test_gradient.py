@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from mmc.engine.adapters import Adapters, LoraOptions
+from mmc.trie.attention import FLEX_ON
 from mmc.trie.logprobs import Sampled, free_logprobs
 from mmc.trie.model import TrieModel
 
@@ -33,21 +34,22 @@ def samples(vocabulary: int, seed: int) -> list[Sampled]:
 
 def plain_logprobs(model: torch.nn.Module, sample: Sampled) -> torch.Tensor:
     row = [*sample.prompt_ids, *sample.ids_T]
-    logits = model(input_ids=torch.tensor([row]), use_cache=False).logits[0, len(sample.prompt_ids) - 1 : -1]
+    ids = torch.tensor([row], device=next(model.parameters()).device)
+    logits = model(input_ids=ids, use_cache=False).logits[0, len(sample.prompt_ids) - 1 : -1]
     chosen = []
     for t in sample.free_T:
         scaled = logits[t].float() / sample.temperature
         allowed = sample.allowed_T[t]
         if allowed is not None:
             mask = torch.full_like(scaled, -torch.inf)
-            mask[torch.from_numpy(allowed.astype(np.int64))] = 0
+            mask[torch.from_numpy(allowed.astype(np.int64)).to(mask.device)] = 0
             scaled = scaled + mask
         chosen.append(torch.log_softmax(scaled, dim=-1)[sample.ids_T[t]])
     return torch.stack(chosen)
 
 
-def check(folder: Path, tolerance: float) -> None:
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+def check(folder: Path, tolerance: float, device: str = "cpu") -> None:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device).eval()
     trie, adapters = TrieModel(model), Adapters(model, "")
     adapters.create("a", LoraOptions(4, 8.0, 0.0, "all-linear"), seed=1)
     parameters = adapters.parameters("a")
@@ -56,7 +58,7 @@ def check(folder: Path, tolerance: float) -> None:
         if "lora_B" in name:
             torch.nn.init.normal_(tensor, std=0.02)
     batch = samples(min(2000, model.config.vocab_size), seed=3)
-    weights = torch.randn(sum(len(s.free_T) for s in batch))
+    weights = torch.randn(sum(len(s.free_T) for s in batch)).to(device)
     with adapters.active("a", train=True):
         logprobs, _, packed = free_logprobs(trie, batch)
         (logprobs * weights).sum().backward()
@@ -83,6 +85,13 @@ def test_gradient_equals_one_sequence_at_a_time(tiny_model_dir: Path) -> None:
 
 def test_gradient_equals_one_sequence_at_a_time_on_the_real_model(real_model_dir: Path) -> None:
     check(real_model_dir, 1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="FlexAttention goes backward on CUDA alone")
+def test_gradient_equals_one_sequence_at_a_time_on_a_gpu(real_model_dir: Path) -> None:
+    check(real_model_dir, 1e-3, "cuda")
+    assert "cuda" in FLEX_ON, "through FlexAttention"
 
 
 def test_every_sample_needs_a_token_sampled_by_choice(tiny_model_dir: Path) -> None:

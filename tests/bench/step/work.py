@@ -21,14 +21,21 @@ def instruction() -> str:
     return f"Classify the banking customer query into exactly one of these intents:\n{listed}\n{ANSWER}"
 
 
-def question(text: str) -> str:
-    return f"Query: {text}\nIntent:"
-
-
-def queries(count: int) -> list[str]:
+def conversations(work: str, count: int) -> list[tuple[str, str]]:
+    """(system, user) messages. ``labels``: classify a query, all 77 intents in the prompt; ``apart``: about 100 tokens that
+    begin differently each.
+    """
     rows = [json.loads(line)["text"] for line in (_folder() / "train.jsonl").read_text().splitlines()]
     random.Random(0).shuffle(rows)
-    return rows[:count]
+    if work == "labels":
+        return [(instruction(), f"Query: {text}\nIntent:") for text in rows[:count]]
+    found, beginnings = [], set[str]()
+    while len(found) < count:
+        several = [rows.pop() for _ in range(6)]
+        if several[0][:12] not in beginnings:
+            beginnings.add(several[0][:12])
+            found.append((several[0], " ".join(several[1:])))
+    return found
 
 
 def reward(completion: str) -> float:
