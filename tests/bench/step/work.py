@@ -8,6 +8,7 @@ import os
 import random
 from pathlib import Path
 
+TASK = "Classify the banking customer query into exactly one of these intents"
 ANSWER = "Answer with the intent name only."
 
 
@@ -18,7 +19,7 @@ def labels() -> list[str]:
 def instruction() -> str:
     """All 77 intents stand in the prompt."""
     listed = "\n".join(f"- {label}" for label in labels())
-    return f"Classify the banking customer query into exactly one of these intents:\n{listed}\n{ANSWER}"
+    return f"{TASK}:\n{listed}\n{ANSWER}"
 
 
 def conversations(work: str, count: int) -> list[tuple[str, str]]:
@@ -36,6 +37,13 @@ def conversations(work: str, count: int) -> list[tuple[str, str]]:
             beginnings.add(several[0][:12])
             found.append((several[0], " ".join(several[1:])))
     return found
+
+
+def labelled(count: int) -> list[tuple[str, str]]:
+    """Test queries and their intents."""
+    rows = [json.loads(line) for line in (_folder() / "test.jsonl").read_text().splitlines()]
+    random.Random(0).shuffle(rows)
+    return [(row["text"], row["label"]) for row in rows[:count]]
 
 
 def reward(completion: str) -> float:
