@@ -117,6 +117,10 @@ class Engine(Protocol):
         """
         ...
 
+    def keeping(self) -> AbstractContextManager[None]:
+        """Wraps several batches of runs with the same weights, whose prompts have beginnings in common: worth keeping."""
+        ...
+
     def elsewhere(self) -> AbstractContextManager[None]:
         """Wraps a client's wait for another engine, during which it does not hold this one back."""
         ...

@@ -78,6 +78,9 @@ class LiteLlmEngine:
             if self._clients == 0:
                 self._loop.call(self._forget)
 
+    def keeping(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
     def elsewhere(self) -> AbstractContextManager[None]:
         return nullcontext()
 

@@ -2,7 +2,7 @@
 
 The engine decodes when every open client waits, for it or for another engine, and takes the pending requests in the order
 of their keys; so batches depend on the work alone, never on timing, unless a client waits for an engine elsewhere: then
-they depend on when its answers come. What is cached lives while any client is open.
+they depend on when its answers come. What is cached lives while any client is open, or while the caller keeps it.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ class LocalEngine:
         self._exact = self.lm.head.weight.dtype == torch.float32
         self._prompts: dict[tuple[Message, ...], list[int]] = {}
         self._clients = 0
+        self._keeping = 0
         self._elsewhere = 0
         self._blocked = 0
         self._scheduled = False
@@ -83,9 +84,25 @@ class LocalEngine:
         finally:
             self._clients -= 1
             if self._clients == 0:
-                self._decoders.clear()
                 self._streams.clear()
+            self._forget_unused()
             self._wake()
+
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """Inside, prompts stay computed from one batch of runs to the next, as far as the cache's budget allows. The weights
+        must not change.
+        """
+        self._keeping += 1
+        try:
+            yield
+        finally:
+            self._keeping -= 1
+            self._forget_unused()
+
+    def _forget_unused(self) -> None:
+        if self._clients == 0 and self._keeping == 0:
+            self._decoders.clear()
 
     @contextmanager
     def elsewhere(self) -> Iterator[None]:
@@ -173,7 +190,7 @@ class LocalEngine:
 
     def _decoder(self) -> Decoder | PaddedDecoder:
         if isinstance(self.lm, TrieModel):
-            return Decoder(self.lm, self.stops, self._batch_tokens)
+            return Decoder(self.lm, self.stops, self._batch_tokens, keep=self._keeping > 0)
         return PaddedDecoder(self.lm, self.stops, self._batch_tokens)
 
     def _answer(self, pending: _Pending, completion: Completion) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import islice
 from statistics import fmean
@@ -67,7 +68,11 @@ def halving(job: SearchJob) -> SearchResult:
     space, refused = make_space(job.program, found, job.config.demos, job.seed)
     start = _Entrant(0, "the start", job.program)
     drawn, refused_draws = _draw(space, job)
-    finalist = _Race(job, journal, start, drawn).run()
+    with ExitStack() as kept:
+        # Candidates share what stands before the first slot that differs.
+        for engine in job.engines.values():
+            kept.enter_context(engine.keeping())
+        finalist = _Race(job, journal, start, drawn).run()
     refusals = [
         Trial(len(drawn) + i, r.what, 0, (), 0.0, r.reason) for i, r in enumerate([*refused, *refused_draws], 1)
     ]

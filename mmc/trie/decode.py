@@ -7,6 +7,7 @@ hash, so they depend neither on the batch nor on the order.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -79,7 +80,8 @@ class Stream:
 class Decoder:
     """Decodes streams over one cache. Streams may be added between steps."""
 
-    def __init__(self, model: TrieModel, stops: frozenset[int], budget: int) -> None:
+    def __init__(self, model: TrieModel, stops: frozenset[int], budget: int, keep: bool = False) -> None:
+        """With ``keep``, prompts stay in the cache when their streams have left, until others need the room."""
         self._model = model
         self._stops = stops
         self._budget = budget
@@ -87,6 +89,9 @@ class Decoder:
         self._waiting: list[Stream] = []
         self._live: list[Stream] = []
         self._leaving: list[Segment] = []
+        self._keep = keep
+        self._kept: deque[Segment] = deque()
+        """Ends of prompts, the oldest first."""
         self._next: dict[Stream, NDArray[np.int32] | None] = {}
         self.forwarded = 0
         """Tokens fed so far."""
@@ -126,6 +131,9 @@ class Decoder:
         admitted, done = self._admit()
         for stream in admitted:
             self._move(stream, self._cache.root, [*stream.prompt_ids, *stream.ids], new)
+            if self._keep and stream.segment is not None:
+                self._cache.hold(stream.segment)
+                self._kept.append(stream.segment)
         # What finished streams leave is freed only now, so that newcomers could share it.
         for segment in self._leaving:
             self._cache.release(segment)
@@ -150,10 +158,12 @@ class Decoder:
         previous: Sequence[int] = ()
         while self._waiting:
             stream = self._waiting[0]
-            cost = len(stream.prompt_ids) - max(
-                self._cache.matched(stream.prompt_ids), common_prefix(previous, stream.prompt_ids)
-            )
-            cost += stream.max_tokens
+            cost = self._cost(stream, previous)
+            while self._kept and reserved + cost > self._budget:
+                before = self._cache.used
+                self._cache.release(self._kept.popleft())
+                reserved += self._cache.used - before
+                cost = self._cost(stream, previous)
             if (self._live or admitted) and reserved + cost > self._budget:
                 break
             del self._waiting[0]
@@ -167,6 +177,11 @@ class Decoder:
                 done.append(stream)
         order = sort_order([s.prompt_ids for s in admitted])
         return [admitted[i] for i in order], done
+
+    def _cost(self, stream: Stream, previous: Sequence[int]) -> int:
+        """Tokens of the cache that a waiting stream may come to need; ``previous`` is the prompt that is admitted before it."""
+        known = max(self._cache.matched(stream.prompt_ids), common_prefix(previous, stream.prompt_ids))
+        return len(stream.prompt_ids) - known + stream.max_tokens
 
     def _draw(self, hidden_NH: Tensor, row_of: dict[Segment, int]) -> None:
         """Draws the next token of every live stream, then what the constraint forces after it."""

@@ -151,3 +151,16 @@ def test_saved_adapters_load_in_plain_peft(tiny_model_dir: Path, engine: LocalEn
     row = torch.tensor([ours.prompt_ids_T])
     out = model.generate(input_ids=row, attention_mask=torch.ones_like(row), max_new_tokens=10, do_sample=False)
     assert tuple(out[0, row.shape[1] :].tolist()) == ours.ids_T
+
+
+def test_prompts_stay_computed_between_batches_only_while_they_are_kept(engine: LocalEngine) -> None:
+    requests = [ask(f"The same long beginning, and then {i}", i) for i in range(3)]
+    plain = [c.ids_T for c in complete(engine, requests)]
+    assert not engine._decoders
+    with engine.keeping():
+        assert [c.ids_T for c in complete(engine, requests)] == plain
+        (decoder,) = engine._decoders.values()
+        first = decoder.forwarded  # type: ignore[union-attr]
+        assert [c.ids_T for c in complete(engine, requests)] == plain
+        assert decoder.forwarded - first <= sum(map(len, plain)) < first  # type: ignore[union-attr]
+    assert not engine._decoders

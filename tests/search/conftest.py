@@ -91,6 +91,8 @@ class Scripted:
     def client(self) -> Iterator[None]:
         yield
 
+    keeping = client
+
     def count_tokens(self, messages: Sequence[Message]) -> int:
         return sum(len(m.content.split()) for m in messages)
 

@@ -80,6 +80,32 @@ def test_the_cache_is_empty_when_all_streams_have_left(trie: TrieModel) -> None:
     assert decoder._cache.used == 0
 
 
+def test_kept_prompts_are_not_computed_again_until_others_need_the_room(trie: TrieModel) -> None:
+    def drawn(decoder: Decoder, chosen: Sequence[Sequence[int]]) -> tuple[list[list[int]], int]:
+        streams, before = [Stream(p, 5, 1.0, draw(i)) for i, p in enumerate(chosen)], decoder.forwarded
+        decoder.add(streams)
+        while decoder:
+            decoder.step()
+        return [s.ids for s in streams], decoder.forwarded - before
+
+    rows = prompts(6)
+    longer = [[*row, 9, 8, 7] for row in rows]
+    decoder = Decoder(trie, STOPS, 10_000, keep=True)
+    first, computed = drawn(decoder, rows)
+    again, less = drawn(decoder, rows)
+    assert again == first and less <= 6 * 5 < computed
+    found, extended = drawn(decoder, longer)
+    assert found == drawn(Decoder(trie, STOPS, 10_000), longer)[0] and extended <= 6 * (3 + 5)
+
+    budget = max(map(len, rows)) + 20
+    small = Decoder(trie, STOPS, budget, keep=True)
+    for _ in range(2):
+        for row in rows:
+            drawn(small, [row])
+            assert small._cache.used <= budget
+    assert drawn(small, rows)[0] == first
+
+
 def test_sampling_logprobs_equal_training_logprobs(trie: TrieModel) -> None:
     streams = sample(trie, 100_000, range(24))
     samples = [Sampled(s.prompt_ids, s.ids, s.allowed) for s in streams]
