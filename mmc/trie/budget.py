@@ -14,6 +14,8 @@ SHARE = 1 / 2
 """Of the free memory that the activations of one forest may take. What a backward makes beside them is far less than the rest."""
 LEAST, MOST = 512, 16384
 """Below, little is shared within a forest; above, no more is to be gained."""
+MOST_ON_CPU = 1024
+"""Of training: larger products are no faster there, and all that a forest keeps is memory touched anew."""
 PROBE = 64
 """Nodes of the forest that tells how much memory a node takes."""
 
@@ -23,7 +25,8 @@ def training_budget(model: CausalModel, free_bytes: int) -> int:
     memory makes no difference. The adapter to train must be active.
     """
     nodes = int(SHARE * free_bytes / bytes_per_node(model))
-    return min(MOST, max(LEAST, 1 << max(0, nodes.bit_length() - 1)))
+    most = MOST_ON_CPU if model.device.type == "cpu" else MOST
+    return min(most, max(LEAST, 1 << max(0, nodes.bit_length() - 1)))
 
 
 def bytes_per_node(model: CausalModel) -> float:
