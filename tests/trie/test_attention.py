@@ -6,7 +6,20 @@ import random
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Gemma2Config, Gemma3TextConfig, LlamaConfig, PreTrainedModel, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    LlamaConfig,
+    MistralConfig,
+    Phi3Config,
+    PhiConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+    SmolLM3Config,
+)
 
 from mmc.trie import attention
 from mmc.trie.attention import forest_layout
@@ -25,6 +38,9 @@ SMALL = {
 }
 
 
+NAMES = ["llama", "qwen2", "qwen3", "mistral", "phi", "phi3", "smollm3", "gemma2", "gemma3"]
+
+
 def models() -> dict[str, PreTrainedModel]:
     torch.manual_seed(0)
     sliding = Gemma3TextConfig(
@@ -33,7 +49,17 @@ def models() -> dict[str, PreTrainedModel]:
         layer_types=["sliding_attention", "full_attention", "sliding_attention"],
         final_logit_softcapping=5.0,
     )
-    configs = {"llama": LlamaConfig(**SMALL), "qwen3": Qwen3Config(**SMALL), "gemma3": sliding}
+    configs: dict[str, PreTrainedConfig] = {
+        "llama": LlamaConfig(**SMALL),
+        "qwen3": Qwen3Config(**SMALL),
+        "gemma3": sliding,
+    }
+    configs |= {"qwen2": Qwen2Config(**SMALL), "mistral": MistralConfig(**SMALL, sliding_window=4)}
+    configs |= {
+        "phi3": Phi3Config(**SMALL, pad_token_id=0),
+        "smollm3": SmolLM3Config(**SMALL, pad_token_id=0, no_rope_layer_interval=2),
+    }
+    configs["phi"] = PhiConfig(**{key: value for key, value in SMALL.items() if key != "head_dim"})
     configs["gemma2"] = Gemma2Config(**SMALL, sliding_window=4, attn_logit_softcapping=2.0, query_pre_attn_scalar=8)
     return {name: AutoModelForCausalLM.from_config(config).eval() for name, config in configs.items()}
 
@@ -45,7 +71,7 @@ def branching_sequences(count: int, seed: int) -> list[list[int]]:
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3", "gemma2"])
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("block_rows", [3, 256, None])
 def test_forest_logits_equal_one_sequence_at_a_time(
     name: str, block_rows: int | None, monkeypatch: pytest.MonkeyPatch
