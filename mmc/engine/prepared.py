@@ -1,10 +1,9 @@
-"""The weights as sampling wants them: adapters inside the matrices, matrices packed for products with few rows.
+"""The weights as sampling wants them: matrices packed for products with few rows, adapters inside them where that is exact.
 
-A layer's ``forward`` gives way to one product with a prepared copy while that is wanted, and comes back; the model's own
-tensors are never changed. In float32 an adapter is merged into the copy. In half precision that would round a small change
-to the weight's own coarse grid, so that the policy that samples is not the one that is trained; there the copy is [W, s B],
-and its input [x, A x]: the same product with r more columns. The model without an adapter has a copy in half precision alone:
-in float32 its own matrices are as fast.
+A layer's ``forward`` gives way to a product with a prepared copy while that is wanted, and comes back; the model's own
+tensors are never changed. In float32 an adapter is merged into a copy of its own. In half precision that would round a small
+change to the weight's own coarse grid, so that the policy that samples is not the one that is trained; there all adapters, and
+the model without one, share one packed copy, and an adapter is added to the product as training adds it.
 On CPU a copy is in oneDNN's blocked format, which torch.compile uses too.
 """
 
@@ -21,8 +20,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 COPIES = 2
-"""Prepared copies kept at a time, each as large as the layers it stands for; a program whose modules sample with different
-adapters switches between them at every step. Further adapters run beside the weights."""
+"""Copies with a merged adapter kept at a time, each as large as the layers it stands for; a program whose modules sample with
+different adapters switches between them at every step. Further adapters run beside the weights."""
 RECENT = 256
 """A copy that was not asked for this many times in a row gives way to another adapter's."""
 SHARE = 1 / 8
@@ -47,8 +46,8 @@ class Prepared:
         self._layers: dict[str | None, list[Any] | None] = {}
         self._inside: list[Any] = []
         """Layers whose ``forward`` is a copy's now."""
-        self._head: Callable[..., Tensor] | None = None
-        """Of a head without adapter: the same in every copy."""
+        self._packed: dict[Any, Tensor] = {}
+        """Linear layer -> its matrix without an adapter: the same in every copy."""
         self._clock = 0
 
     def put(self, model: Any, name: str | None) -> bool:
@@ -60,7 +59,7 @@ class Prepared:
         if name not in self._layers:
             self._layers[name] = _plain_layers(model) if name is None else _adapted_layers(model, name)
         layers = self._layers[name]
-        if layers is None or (name not in self._copies and not self._room()):
+        if layers is None or (name not in self._copies and _merges(layers) and not self._room()):
             return False
         copy = self._copies.setdefault(name, _Copy())
         copy.asked = self._clock
@@ -68,8 +67,7 @@ class Prepared:
         if versions != copy.versions:
             self.take_out()
             copy.forwards, copy.versions = [], None  # before the new ones are made: there is room for one set
-            head = model.get_output_embeddings()
-            copy.forwards = [self._of_head(layer) if layer is head else _forward(layer, name) for layer in layers]
+            copy.forwards = [self._forward(layer, name) for layer in layers]
             copy.versions = versions
         if self._inside is not layers:
             self.take_out()
@@ -100,10 +98,25 @@ class Prepared:
         self._copies.pop(oldest)
         return True
 
-    def _of_head(self, head: Any) -> Callable[..., Tensor]:
-        if self._head is None:
-            self._head = _forward(head, None)
-        return self._head
+    def _forward(self, layer: Any, name: str | None) -> Callable[..., Tensor]:
+        """What ``layer`` computes, with its adapter if it has it, from a copy of its weights."""
+        import torch
+
+        if name is None or _is_linear(layer):
+            return partial(_linear, self._matrix(layer), layer.bias)
+        with torch.no_grad():
+            base, (down, up), scaling = layer.get_base_layer(), _tensors(layer, name), layer.scaling[name]
+            weight = base.weight
+            if weight.dtype == torch.float32:
+                merged = torch.addmm(weight, up.to(weight.dtype), down.to(weight.dtype), alpha=scaling)
+                return partial(_linear, _pack(merged), base.bias)
+            down_IR, up_RO = (part.to(weight.dtype).T.contiguous() for part in (down, up * scaling))
+            return partial(_beside, self._matrix(base), base.bias, down_IR, up_RO)
+
+    def _matrix(self, layer: Any) -> Tensor:
+        if layer not in self._packed:
+            self._packed[layer] = _pack(layer.weight)
+        return self._packed[layer]
 
 
 def _plain_layers(model: Any) -> list[Any] | None:
@@ -148,6 +161,13 @@ def _fits(layers: Iterable[Any]) -> bool:
     return not weights or size <= SHARE * total_bytes(weights[0].device)
 
 
+def _merges(layers: Iterable[Any]) -> bool:
+    """Whether copies of ``layers`` are each adapter's own."""
+    import torch
+
+    return any(not _is_linear(layer) and layer.get_base_layer().weight.dtype == torch.float32 for layer in layers)
+
+
 def _is_linear(layer: Any) -> bool:
     import torch
 
@@ -170,23 +190,7 @@ def _packable(weight: Tensor) -> bool:
     return weight.dtype == torch.float32 or bool(fast_half)
 
 
-def _forward(layer: Any, name: str | None) -> Callable[..., Tensor]:
-    """What ``layer`` computes, with its adapter if it has it, from a copy of its weights."""
-    import torch
-
-    if name is None or _is_linear(layer):
-        return partial(_linear, _matrix(layer.weight), layer.bias)
-    with torch.no_grad():
-        base, (down, up), scaling = layer.get_base_layer(), _tensors(layer, name), layer.scaling[name]
-        weight = base.weight
-        if weight.dtype == torch.float32:
-            merged = torch.addmm(weight, up.to(weight.dtype), down.to(weight.dtype), alpha=scaling)
-            return partial(_linear, _matrix(merged), base.bias)
-        wide = torch.cat([weight, (up * scaling).to(weight.dtype)], dim=1)
-        return partial(_beside, _matrix(wide), base.bias, down.to(weight.dtype).T.contiguous())
-
-
-def _matrix(weight: Tensor) -> Tensor:
+def _pack(weight: Tensor) -> Tensor:
     import torch
 
     if not _packable(weight):
@@ -204,8 +208,8 @@ def _linear(matrix: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
     return found
 
 
-def _beside(matrix: Tensor, bias: Tensor | None, down_IR: Tensor, x: Tensor) -> Tensor:
-    """One product of [x, x A'] with [W, s B]."""
-    import torch
-
-    return _linear(matrix, bias, torch.cat([x, x @ down_IR], dim=-1))
+def _beside(matrix: Tensor, bias: Tensor | None, down_IR: Tensor, up_RO: Tensor, x: Tensor) -> Tensor:
+    """Gives x W' + bias + s (x A') B', rounded where training rounds it."""
+    out = _linear(matrix, bias, x)
+    out.view(-1, out.shape[-1]).addmm_((x @ down_IR).view(-1, down_IR.shape[1]), up_RO)
+    return out

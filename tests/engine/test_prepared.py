@@ -158,7 +158,7 @@ def test_in_half_precision_a_small_change_is_not_lost_in_the_weights_grid(tiny_m
             change = layer.get_delta_weight(adapters._names["a"]).double()
             x = torch.randn(8192, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
             applied = torch.linalg.lstsq(x.double(), layer(x).double()).solution.T
-            assert (applied - weight - change).norm() < 0.05 * change.norm()
+            assert (applied - weight - change).norm() < 0.1 * change.norm()
             assert ((weight + change).to(torch.bfloat16).double() - weight - change).norm() > 0.2 * change.norm()
 
 
@@ -201,6 +201,22 @@ def test_an_adapter_that_comes_when_the_layers_are_off_is_on(model: torch.nn.Mod
     found = logits(model, adapters, "new")
     assert not torch.allclose(found, plain)
     torch.testing.assert_close(found, logits(model, adapters, "new", train=True))
+
+
+def test_in_half_precision_sampling_rounds_as_training_and_all_adapters_share_one_copy(model: torch.nn.Module) -> None:
+    model.to(torch.bfloat16)
+    if not prepared._packable(model.lm_head.weight):
+        pytest.skip("this CPU has no fast bf16 products; adapters run beside the weights then")
+    adapters = Adapters(model, "")
+    for seed, name in enumerate("abcd"):
+        add(adapters, name, seed)
+        found = logits(model, adapters, name)
+        assert from_copy(adapters)
+        trained = logits(model, adapters, name, train=True)
+        assert (found - trained).abs().max() <= 2**-7 * trained.abs().max()
+        assert (found == trained).float().mean() > 0.5
+    logits(model, adapters, None)
+    assert from_copy(adapters) and len(adapters._prepared._packed) == 2 * 7 + 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
