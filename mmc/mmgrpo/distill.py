@@ -120,8 +120,7 @@ def distill(job: DistillJob) -> DistillResult:
 def _runs(job: DistillJob, policy: Policy) -> tuple[list[Trajectory], int]:
     """Runs of the program as it was before the stage, and of the teachers; on how many examples."""
     config, modules = job.config, list(policy.names)
-    # In another order than reinforcement takes them: what was learned by heart has no spread of reward left to learn from.
-    examples, _ = take(job.train, config.examples, 0, seed_of(job.seed, "distill"))
+    examples, _ = take(job.train, config.examples, 0, job.seed)
     runs: list[Trajectory] = []
     if config.rollouts:
         settings = RunSettings("distill", 0, job.seed, config.temperature)

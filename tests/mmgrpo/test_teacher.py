@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -12,12 +11,11 @@ from mmc.engine.local import LocalEngine
 from mmc.errors import UsageError
 from mmc.mmgrpo.distill import DistillJob, distill
 from mmc.mmgrpo.policy import make_policy
-from mmc.mmgrpo.rollout import Sampler, take
+from mmc.mmgrpo.rollout import Sampler
 from mmc.mmgrpo.teacher import open_teachers, teach
 from mmc.mmgrpo.train import TrainingJob, make_sampler
 from mmc.mmgrpo.update import module_terms, training_calls
 from mmc.program.graph import Program
-from mmc.program.run import run_all
 from mmc.spec import load
 from mmc.spec.model import Distill, MmGrpo, Teacher
 
@@ -113,21 +111,3 @@ def test_a_teacher_that_trains_none_of_the_modules_is_refused(
     (tmp_path / "other.yaml").write_text(other)
     with pytest.raises(UsageError, match="has none of the trained modules"):
         open_teachers(program, [Teacher(spec="other.yaml")], ["pick"], {"policy": engine}, False)
-
-
-def test_reinforcement_begins_with_other_examples_than_distillation(
-    program: Program, engine: LocalEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Runs of examples that were learned by heart all end alike."""
-    many = [Example(str(i), {"q": f"question {i}", "gold": "green"}) for i in range(200)]
-    taught: list[str] = []
-
-    def watched(*arguments: Any, **options: Any) -> Any:
-        taught.extend(example.id for example in arguments[2])
-        return run_all(*arguments, **options)
-
-    monkeypatch.setattr("mmc.mmgrpo.distill.run_all", watched)
-    config = Distill(examples=8, rollouts=2, threshold=0.0, epochs=1, batch=8)
-    distill(DistillJob(program, {"policy": engine}, many, config, 0, tmp_path / "d"))
-    reinforced, _ = take(many, 8, 0, 0)
-    assert len(taught) == 8 and len({*taught} & {example.id for example in reinforced}) < 4
