@@ -78,3 +78,19 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     generation = json.loads((folder / "generation_config.json").read_text())
     (folder / "generation_config.json").write_text(json.dumps(generation | {"eos_token_id": 0}))
     return folder
+
+
+@pytest.fixture(scope="session")
+def mamba_dir(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random recurrent model with the same tokenizer: it does not run on the trie."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, MambaConfig
+
+    folder = tmp_path_factory.mktemp("mamba")
+    AutoTokenizer.from_pretrained(tiny_model_dir).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = MambaConfig(
+        vocab_size=260, hidden_size=32, num_hidden_layers=2, state_size=4, initializer_range=0.5, eos_token_id=0
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder

@@ -7,6 +7,7 @@ data or build is invalid, 4 environment, 5 stopped by a limit, 130 interrupted.
 from __future__ import annotations
 
 import sys
+import warnings
 from typing import NoReturn
 
 
@@ -24,6 +25,7 @@ def execute(arguments: list[str]) -> int:
     from mmc.cli.crash import write_crash_log
     from mmc.errors import MmcError
 
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     if not arguments:
         execute(["--help"])
         return 2

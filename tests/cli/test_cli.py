@@ -77,6 +77,15 @@ def test_run_and_eval_print_results_on_stdout_alone(folder: Path) -> None:
     assert "scoring test 5/5" in scored.stderr
 
 
+def test_a_model_that_does_not_run_on_the_trie_is_said_once_in_one_line(folder: Path, mamba_dir: Path) -> None:
+    spec = SPEC.replace("SOURCE", str(mamba_dir))
+    (folder / "spec.yaml").write_text(spec)
+    scored = mmc("eval", "spec.yaml", "--split", "test", "--json", cwd=folder)
+    assert scored.returncode == 0 and json.loads(scored.stdout)["n"] == 6
+    (line,) = [line for line in scored.stderr.splitlines() if "padded batches" in line]
+    assert line.startswith("warning: MambaForCausalLM does not run on the trie")
+
+
 def test_render_prints_the_exact_messages(folder: Path) -> None:
     assert "[user]\nq0\n" in mmc("render", "spec.yaml", cwd=folder).stdout
     assert "[user]\nhello\n" in mmc("render", "spec.yaml", "--input", "question=hello", cwd=folder).stdout

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, MambaConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from mmc.data import Example
 from mmc.engine.adapters import Adapters, LoraOptions
@@ -26,18 +26,6 @@ from mmc.trie.parts import in_parts
 
 from .test_decode import STOPS, _Even, draw, prompts
 from .test_gradient import plain_logprobs, samples
-
-
-@pytest.fixture(scope="module")
-def mamba_dir(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("mamba")
-    AutoTokenizer.from_pretrained(tiny_model_dir).save_pretrained(folder)
-    torch.manual_seed(0)
-    config = MambaConfig(
-        vocab_size=260, hidden_size=32, num_hidden_layers=2, state_size=4, initializer_range=0.5, eos_token_id=0
-    )
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    return folder
 
 
 def mamba(folder: Path) -> PreTrainedModel:
