@@ -45,6 +45,7 @@ $(VLLM)/.ready: $(VLLM_NEED)
 	@touch $@
 
 $(DSPY)/.ready: Makefile
+	@echo "setting up $(DSPY) (DSPy, in an environment of its own)" >&2
 	$(PYTHON) -m venv $(DSPY)
 	$(DSPY)/bin/python -m pip install --quiet --disable-pip-version-check dspy==3.4.1
 	@touch $@

@@ -83,8 +83,10 @@ class Prepared:
         self._inside = []
 
     def forget(self, name: str | None) -> None:
-        """Drops the copy of an adapter that is removed, or of the model without one."""
+        """Drops the copy of an adapter that is removed; None: of the model, which changes."""
         self.take_out()
+        if name is None:
+            self._packed.clear()
         self._copies.pop(name, None)
         self._layers.pop(name, None)
 

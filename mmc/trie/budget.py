@@ -15,7 +15,7 @@ SHARE = 1 / 2
 LEAST, MOST = 512, 16384
 """Below, little is shared within a forest; above, no more is to be gained."""
 MOST_ON_CPU = 1024
-"""Of training: larger products are no faster there, and all that a forest keeps is memory touched anew."""
+"""Of training: on two cores one forest of 1482 nodes was 8% faster than three parts of it, and took 1.7 times the memory."""
 PROBE = 64
 """Nodes of the forest that tells how much memory a node takes."""
 

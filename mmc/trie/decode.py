@@ -67,6 +67,15 @@ class Stream:
         elif self.matcher is not None:
             self.matcher.advance(token)
 
+    def take_from(
+        self, distributions: Distributions, row: int, allowed: NDArray[np.int32] | None, stops: frozenset[int]
+    ) -> NDArray[np.int32] | None:
+        """Draws the next token among ``allowed``, then takes what is forced after it; gives what is allowed then."""
+        uniform = self.draw(len(self.ids)) if self.temperature else None
+        token, logprob = distributions.pick(row, self.temperature or 1.0, uniform, allowed)
+        self.take(token, logprob, allowed, stops)
+        return self.take_forced(stops)
+
     def take_forced(self, stops: frozenset[int]) -> NDArray[np.int32] | None:
         """Appends tokens while exactly one is allowed; gives what is allowed after them."""
         while self.finish is None and self.matcher is not None:
@@ -193,11 +202,7 @@ class Decoder:
             distributions = Distributions(logits_UV)
             for stream, row in zip(self._live, (inverse - start).tolist(), strict=True):
                 if 0 <= row < len(chunk):
-                    allowed = self._next[stream]
-                    uniform = stream.draw(len(stream.ids)) if stream.temperature else None
-                    token, logprob = distributions.pick(row, stream.temperature or 1.0, uniform, allowed)
-                    stream.take(token, logprob, allowed, self._stops)
-                    self._next[stream] = stream.take_forced(self._stops)
+                    self._next[stream] = stream.take_from(distributions, row, self._next[stream], self._stops)
         for stream in self._live:
             if stream.finish is not None:
                 self._next.pop(stream, None)

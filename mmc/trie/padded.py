@@ -149,11 +149,7 @@ class PaddedDecoder:
         distributions = Distributions(logits_SV.float().cpu())
         for row, stream in enumerate(self._rows):
             if stream.finish is None and stream.fed == len(stream.ids):
-                allowed = self._next[stream]
-                uniform = stream.draw(len(stream.ids)) if stream.temperature else None
-                token, logprob = distributions.pick(row, stream.temperature or 1.0, uniform, allowed)
-                stream.take(token, logprob, allowed, self._stops)
-                self._next[stream] = stream.take_forced(self._stops)
+                self._next[stream] = stream.take_from(distributions, row, self._next[stream], self._stops)
                 if stream.finish is not None:
                     finished.append(stream)
         if all(stream.finish is not None for stream in self._rows):

@@ -143,18 +143,22 @@ class _Store:
 
 def _begin(model: TrieModel, tokens: Sequence[int], start: int, context: Context) -> _Beginning:
     """Computes ``tokens`` from ``start`` on; ``context`` holds those before."""
-    hidden_NH, store = _forward(model, pack([tokens]), np.arange(start), context)
+    store = _Store(context)
+    hidden_NH, _ = _forward(model, pack([tokens]), np.arange(start), store)
     computed = [hidden_NH, *store.own]
     leaves = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in computed]
     return _Beginning(start, computed, leaves)
 
 
-def _forward(model: TrieModel, forest: Forest, known: Nodes, context: Context) -> tuple[Tensor, _Store]:
-    """Hidden states of the nodes that are not ``known`` (in the order of ``context``), and their keys and values."""
-    store = _Store(context)
-    own = np.delete(np.arange(len(forest)), known)
+def _forward(model: TrieModel, forest: Forest, known: Nodes, store: _Store) -> tuple[Tensor, Nodes]:
+    """Hidden states of the nodes that are not ``known`` (in the order of the context); all nodes, known ones first."""
+    layout = forest_layout(forest, model.device, known, store)
+    assert layout.spans is not None
+    own, nodes = layout.spans.rows_R, layout.spans.nodes_M
+    if not len(own):
+        return model.head.weight.new_empty(0, model.head.weight.shape[1]), nodes
     tokens, positions = torch.from_numpy(forest.tokens_N[own]), torch.from_numpy(forest.positions_N[own])
-    return model.hidden(tokens, positions, forest_layout(forest, model.device, known, store)), store
+    return model.hidden(tokens, positions, layout), nodes
 
 
 def _part(
@@ -166,11 +170,8 @@ def _part(
     context: Context,
     begun: int,
 ) -> Part:
-    own = len(forest) - len(known)
-    hidden = [one.leaves[0][:count] for one, count in context]
-    if own:
-        hidden.append(_forward(model, forest, known, context)[0])
-    place_N = np.empty(len(forest), dtype=np.int64)
-    place_N[np.concatenate([known, np.delete(np.arange(len(forest)), known)])] = np.arange(len(forest))
+    hidden_NH, nodes = _forward(model, forest, known, _Store(context))
+    place_N = np.argsort(nodes)
     free = free_tokens(samples, forest.index_SL, place_N)
-    return Part(members, *chosen_logprobs(model, torch.cat(hidden), free), own + begun)
+    hidden_MH = torch.cat([*(one.leaves[0][:count] for one, count in context), hidden_NH])
+    return Part(members, *chosen_logprobs(model, hidden_MH, free), len(hidden_NH) + begun)

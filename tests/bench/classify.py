@@ -93,6 +93,8 @@ def server(folder: str, dtype: str) -> Iterator[str]:
                         break
                 except httpx.TransportError:
                     time.sleep(1)
+            else:
+                raise SystemExit(f"vLLM's server did not answer within {START_S} s")
             yield f"{address}/v1"
         finally:
             process.terminate()
@@ -115,6 +117,9 @@ def main() -> None:
     options = parser.parse_args()
     if "MMC_DATA" not in os.environ:
         raise SystemExit("the public data sets are needed: export MMC_DATA=... (the folder that holds banking77/)")
+    missing = [side for side in ("vllm", "dspy") if not (REPO / ".peers" / side).exists()]
+    if missing:
+        raise SystemExit(f"{', '.join(missing)}: not installed; `make bench` does it")
     folder = str(find([SOURCE], Path).folder)
     rows: list[dict[str, Any]] = []
     for _ in range(options.pairs):
