@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mmc.cli.common import JsonOption, SetOption, SpecArgument, TrustOption, print_json
+from mmc.errors import UsageError
 
 if TYPE_CHECKING:
-    from mmc.compile import CompileResult
+    from mmc.compile import CompileResult, Matrix
     from mmc.spec import LoadedSpec
 
 
@@ -20,18 +21,32 @@ def compile_command(
     spec: SpecArgument,
     out: Annotated[Path, typer.Option(help="Builds are written below this folder.")] = Path("build"),
     runs: Annotated[Path, typer.Option(help="What is needed to resume is kept below this folder.")] = Path(".mmc/runs"),
+    matrix: Annotated[
+        bool, typer.Option("--matrix", help="Compare the start, prompts alone, weights alone and both; no build.")
+    ] = False,
+    seeds: Annotated[int, typer.Option(min=1, help="With --matrix: how many seeds, from the spec's on.")] = 1,
     json_: JsonOption = False,
     set_: SetOption = [],  # noqa: B006
     trust: TrustOption = False,
 ) -> None:
     """Search prompts and train weights as the spec says; write a build. Run it again to resume."""
     from mmc.cli.progress import make_progress
-    from mmc.compile import CompileJob, compile_spec
+    from mmc.compile import CompileJob, compile_spec, run_matrix
     from mmc.spec import load
 
+    if seeds > 1 and not matrix:
+        raise UsageError("--seeds does nothing without --matrix")
     loaded = load(spec, set_)
     with make_progress() as progress:
-        result = compile_spec(CompileJob(loaded, out, runs, trust, progress))
+        job = CompileJob(loaded, out, runs, trust, progress)
+        if matrix:
+            first = loaded.spec.compile.seed
+            found = run_matrix(job, range(first, first + seeds))
+        else:
+            result = compile_spec(job)
+    if matrix:
+        _print_matrix(found, out / found.name / "matrix.json", json_)
+        return
     if json_:
         keys = ("stage", "split", "score", "low", "high", "n")
         stages = [{key: getattr(stage, key) for key in keys} for stage in result.stages]
@@ -48,6 +63,23 @@ def _print_table(result: CompileResult) -> None:
     for stage in result.stages:
         what = "start" if stage.stage == "start" else f"after {stage.stage}"
         print(f"  {what:<{width + 6}}  {stage.score:.3f}  [{stage.low:.3f}, {stage.high:.3f}]  {stage.note}")
+
+
+def _print_matrix(found: Matrix, file: Path, json_: bool) -> None:
+    if json_:
+        print(file.read_text(encoding="utf-8"), end="")
+        return
+    seeds = f"{len(found.seeds)} seed{'s' if len(found.seeds) > 1 else ''}"
+    print(f"\nheld-out scores ({found.rows[0].score.n} test examples, {seeds}, 95% intervals)")
+    for row in found.rows:
+        score, gain = row.score, row.gain
+        line = f"  {row.arm:<17}  {score.mean:.3f}  [{score.low:.3f}, {score.high:.3f}]"
+        if row.arm != "start":
+            line += f"  gain {gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"
+        if len(found.seeds) > 1:
+            line += f"  ({', '.join(f'{score:.3f}' for score in row.by_seed)})"
+        print(line)
+    print(f"\nin full: {file}")
 
 
 def _print_next(result: CompileResult, loaded: LoadedSpec) -> None:

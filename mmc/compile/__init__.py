@@ -4,10 +4,12 @@ record    run folders: inputs, results, the lock
 state     the program between two stages, and its scores
 stages    what a strategy is made of
 pipeline  the order of things
+matrix    the ablation of a strategy over seeds
 progress  what is told meanwhile
 """
 
+from mmc.compile.matrix import Matrix, run_matrix
 from mmc.compile.pipeline import CompileJob, CompileResult, compile_spec
 from mmc.compile.progress import Progress, Silent
 
-__all__ = ["CompileJob", "CompileResult", "Progress", "Silent", "compile_spec"]
+__all__ = ["CompileJob", "CompileResult", "Matrix", "Progress", "Silent", "compile_spec", "run_matrix"]

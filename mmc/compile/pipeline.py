@@ -16,6 +16,7 @@ from mmc.compile.stages import STAGES, with_adapters
 from mmc.compile.state import Context, State, score
 from mmc.data import Example, SplitName, load_split
 from mmc.engine import open_engines
+from mmc.engine.base import distinct
 from mmc.errors import InvalidError
 from mmc.metric import paired
 from mmc.program.graph import Program
@@ -48,27 +49,51 @@ class CompileResult:
 
 
 def compile_spec(job: CompileJob) -> CompileResult:
-    """Compiles a spec. Raises InvalidError and EnvironmentProblem before anything is spent where that is possible."""
+    """Compiles a spec. Raises InvalidError and EnvironmentProblem before anything is spent where that is possible.
+
+    When a stage fails after others have made the program better, their build is written before the error is raised.
+    """
+    folder = run_folder(job)
+    with locked(folder):
+        done = run_stages(job, folder)
+        build = _build(job, done) if done.failure is None or any(s.kept for s in done.stages[1:]) else None
+    if done.failure is not None:
+        if build is not None:
+            job.progress.say(f"what was reached before the failure is kept: {build}")
+        raise done.failure
+    assert build is not None
+    return CompileResult(build, tuple(done.stages))
+
+
+@dataclass(frozen=True)
+class Done:
+    """A strategy that was run, as far as it went."""
+
+    context: Context
+    state: State
+    stages: list[StageScore]
+    failure: Exception | None
+    """What ended a stage; those before it are whole."""
+
+
+def run_stages(job: CompileJob, folder: Path, scores: Path | None = None) -> Done:
+    """Runs or resumes the stages of a spec's strategy in ``folder``. Scores are kept in ``scores``, or there too."""
     loaded = job.loaded
     if loaded.spec.data is None or loaded.spec.metric is None:
         raise InvalidError([loaded.diagnostic((), "compiling needs `data` and `metric`", "add both to the spec")])
     _check_stages(loaded)
     program = Program.build(loaded, job.trust)
     data: dict[str, Sequence[Example]] = {split: load_split(loaded, split) for split in SPLITS}
-    folder = run_folder(job)
-    with locked(folder):
-        job.progress.say(f"run folder: {folder} (an interrupted compile goes on from there)")
-        job.progress.begin("loading the model", 1)
-        context = Context(open_engines(loaded), data, loaded.spec.compile.seed, folder, job.progress, job.trust)
-        job.progress.advance(1)
-        first = _first_state(context, program)
-        try:
-            state, stages = _run_stages(context, first)
-        finally:
-            for engine in context.engines.values():
-                engine.close()
-        build = _build(job, context, state, stages)
-    return CompileResult(build, tuple(stages))
+    job.progress.say(f"run folder: {folder} (an interrupted compile goes on from there)")
+    job.progress.begin("loading the model", 1)
+    engines, seed = open_engines(loaded), loaded.spec.compile.seed
+    context = Context(engines, data, seed, folder, scores or folder / "scores", job.progress, job.trust)
+    job.progress.advance(1)
+    try:
+        return _run_stages(context, _first_state(context, program))
+    finally:
+        for engine in distinct(engines):
+            engine.close()
 
 
 def _check_stages(loaded: LoadedSpec) -> None:
@@ -96,7 +121,7 @@ def _first_state(context: Context, program: Program) -> State:
     return with_adapters(context, State(program), folders) if folders else State(program)
 
 
-def _run_stages(context: Context, start: State) -> tuple[State, list[StageScore]]:
+def _run_stages(context: Context, start: State) -> Done:
     compile_ = start.program.spec.compile
     state, stages = start, [_scored(context, start, "start", "the spec as it is", kept=True)]
     seen: Counter[str] = Counter()
@@ -105,14 +130,18 @@ def _run_stages(context: Context, start: State) -> tuple[State, list[StageScore]
         label = name if seen[name] == 1 else f"{name}.{seen[name]}"
         folder = context.folder / f"{number}-{name}"
         began = time.perf_counter()
-        _open(context, state, name, folder)
-        after, note = STAGES[name](context, state, folder)
-        kept, verdict = _gate(context, state, after, label) if compile_.gate else (True, "")
+        try:
+            _open(context, state, name, folder)
+            after, note = STAGES[name](context, state, folder)
+            kept, verdict = _gate(context, state, after, label) if compile_.gate else (True, "")
+        except Exception as error:  # whatever it is, the stages before it are not lost
+            context.progress.say(f"{label} failed")
+            return Done(context, state, stages, error)
         state = after if kept else state
         text = "; ".join(part for part in (note, verdict) if part)
         seconds = _seconds(folder, time.perf_counter() - began)
         stages.append(_scored(context, state, label, text, kept, seconds))
-    return state, stages
+    return Done(context, state, stages, None)
 
 
 def _open(context: Context, state: State, name: str, folder: Path) -> None:
@@ -185,14 +214,14 @@ def _seconds(folder: Path, spent: float) -> float:
     return float(known)
 
 
-def _build(job: CompileJob, context: Context, state: State, stages: list[StageScore]) -> Path:
-    metrics = sorted(context.folder.glob("*-weights/training/metrics.jsonl"))
+def _build(job: CompileJob, done: Done) -> Path:
+    metrics = sorted(done.context.folder.glob("*-weights/training/metrics.jsonl"))
     return write_build(
         BuildJob(
-            program=state.program,
-            adapters=state.adapters,
-            data=context.data,
-            stages=tuple(stages),
+            program=done.state.program,
+            adapters=done.state.adapters,
+            data=done.context.data,
+            stages=tuple(done.stages),
             out=job.out,
             metrics=tuple(metrics),
         )

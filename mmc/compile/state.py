@@ -19,7 +19,7 @@ from mmc.metric import Interval, interval
 from mmc.program.evaluate import evaluate
 from mmc.program.graph import Program
 from mmc.program.run import RunSettings
-from mmc.program.trajectory import Trajectory
+from mmc.program.trajectory import Call, Trajectory
 from mmc.spec.model import Bm25Tool, EnumType
 
 
@@ -51,6 +51,8 @@ class Context:
     data: Mapping[str, Sequence[Example]]
     seed: int
     folder: Path
+    scores: Path
+    """Folder with the scores of programs on splits; several compiles may share it."""
     progress: Progress
     trust: bool = False
 
@@ -76,7 +78,7 @@ class Scored:
 def score(context: Context, state: State, split: str, what: str) -> Scored:
     """Greedy scores on a split; kept, so that the same program on the same examples is scored once."""
     inputs = {"state": state.fingerprint(), "data": context.data_fingerprint(split)}
-    folder = context.folder / "scores"
+    folder = context.scores
     name = digest(inputs)[:24]
     found = read_json(folder / f"{name}.json")
     if found is None:
@@ -103,7 +105,7 @@ def _evaluate(context: Context, state: State, split: str, place: tuple[Path, str
     folder.mkdir(parents=True, exist_ok=True)
     lines = (json.dumps(trace(t), ensure_ascii=False, default=str) + "\n" for t in result.trajectories)
     (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
-    calls = [call.completion for t in result.trajectories for call in t.calls]
+    calls = [call.completion for t in result.trajectories for call in (*t.calls, *t.judged)]
     found = {
         "split": split,
         "scores": result.scores,
@@ -121,22 +123,25 @@ def trace(trajectory: Trajectory) -> dict[str, Any]:
         "example": trajectory.example_id,
         "rollout": trajectory.rollout,
         "reward": trajectory.reward,
+        "scores": trajectory.scores,
         "ending": trajectory.ending,
         "error": trajectory.error,
         "outputs": trajectory.outputs,
-        "calls": [
-            {
-                "module": call.module,
-                "index": call.index,
-                "messages": [{"role": m.role, "content": m.content} for m in call.messages],
-                "completion": call.completion.text,
-                "finish": call.completion.finish,
-                "outputs": call.outputs,
-                "error": call.error,
-            }
-            for call in trajectory.calls
-        ],
+        "calls": [_call(call) for call in trajectory.calls],
+        "judged": [_call(call) for call in trajectory.judged],
         "tools": [{"tool": t.tool, "inputs": t.inputs, "result": t.result, "error": t.error} for t in trajectory.tools],
+    }
+
+
+def _call(call: Call) -> dict[str, Any]:
+    return {
+        "module": call.module,
+        "index": call.index,
+        "messages": [{"role": m.role, "content": m.content} for m in call.messages],
+        "completion": call.completion.text,
+        "finish": call.completion.finish,
+        "outputs": call.outputs,
+        "error": call.error,
     }
 
 

@@ -114,8 +114,9 @@ def load_split(loaded: LoadedSpec, split: SplitName) -> tuple[Example, ...]:
 
 
 def _check_columns(loaded: LoadedSpec, split: str, source: DataSource, rows: Sequence[Row]) -> None:
-    wanted: dict[tuple[str, ...], str | None] = {("id",): source.id, ("balance",): source.balance}
+    wanted: dict[tuple[str | int, ...], str | None] = {("id",): source.id, ("balance",): source.balance}
     wanted |= {("where", column): column for column in source.where}
+    wanted |= {("unique", i): column for i, column in enumerate(source.unique)}
     for key, column in wanted.items():
         if column is not None and any(column not in row for row in rows):
             known = ", ".join(rows[0]) if rows else "none"
@@ -124,18 +125,32 @@ def _check_columns(loaded: LoadedSpec, split: str, source: DataSource, rows: Seq
 
 
 def _select(examples: Sequence[Example], source: DataSource) -> list[Example]:
-    """Shuffle, where, part, balance, limit: in this order."""
+    """Shuffle, where, unique, part, balance, limit: in this order."""
     chosen = list(examples)
     if source.shuffle is not None:
         random.Random(source.shuffle).shuffle(chosen)
     for column, value in source.where.items():
         allowed = value if isinstance(value, list) else [value]
         chosen = [example for example in chosen if example.row[column] in allowed]
+    if source.unique:
+        chosen = _unique(chosen, source.unique)
     low, high = source.part
     chosen = chosen[round(low * len(chosen)) : round(high * len(chosen))]
     if source.balance is not None:
         chosen = _balanced(chosen, source.balance)
     return chosen[: source.limit]
+
+
+def _unique(examples: Sequence[Example], columns: Sequence[str]) -> list[Example]:
+    """Those that agree in none of the columns with one before them; those left out count as being before."""
+    seen: set[tuple[str, str]] = set()
+    kept = []
+    for example in examples:
+        values = {(column, json.dumps(example.row[column], sort_keys=True, default=str)) for column in columns}
+        if seen.isdisjoint(values):
+            kept.append(example)
+        seen |= values
+    return kept
 
 
 def _balanced(examples: Sequence[Example], column: str) -> list[Example]:

@@ -38,21 +38,27 @@ OPENERS: Mapping[str, Opener] = {"local": _local, "litellm": _litellm}
 
 
 def open_engines(loaded: LoadedSpec) -> dict[str, Engine]:
-    """One engine for every model that a module uses, with the adapters of that model's modules loaded.
+    """An engine for every model that a module uses, with the adapters of that model's modules loaded.
 
-    Raises EnvironmentProblem when a model, an adapter or an extra is missing.
+    Models whose blocks are equal share one. Raises EnvironmentProblem when a model, an adapter or an extra is missing.
     """
-    spec = loaded.spec
-    return {name: open_engine(loaded, name) for name in dict.fromkeys(m.model for m in spec.modules.values())}
+    opened: dict[str, Engine] = {}
+    engines = {}
+    for name in dict.fromkeys(m.model for m in loaded.spec.modules.values()):
+        block = loaded.spec.models[name].model_dump_json()
+        if block not in opened:
+            opened[block] = open_engine(loaded, name)
+        engines[name] = opened[block]
+    return engines
 
 
 def open_engine(loaded: LoadedSpec, name: str) -> Engine:
-    """The engine of the model ``name``, with the adapters of that model's modules loaded."""
+    """The engine of the model ``name``, with the adapters of the modules that run on it or its equals loaded."""
     spec = loaded.spec
+    config = spec.models[name]
     folders = {
         folder: loaded.resolve(folder)
         for module, folder in spec.adapters.items()
-        if module in spec.modules and spec.modules[module].model == name
+        if module in spec.modules and spec.models[spec.modules[module].model] == config
     }
-    config = spec.models[name]
     return OPENERS[config.type](config, loaded.resolve, folders)

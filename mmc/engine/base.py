@@ -134,6 +134,11 @@ class Engine(Protocol):
         ...
 
 
+def distinct(engines: Mapping[str, Engine]) -> list[Engine]:
+    """Every engine once, in order; models may share one."""
+    return list({id(engine): engine for engine in engines.values()}.values())
+
+
 def seed_of(*parts: object) -> int:
     """A 63-bit seed from the hash of ``parts``: the same on every machine, in every process and order."""
     digest = hashlib.blake2b("\x1f".join(map(repr, parts)).encode(), digest_size=8).digest()

@@ -10,16 +10,18 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mmc.errors import InvalidError
-from mmc.metric.base import Metric, Score
+from mmc.metric.base import NONE, Metric, Score, Verdicts
+from mmc.metric.contains import make_contains
 from mmc.metric.exact import make_exact
 from mmc.metric.f1 import make_f1
 from mmc.metric.interval import Interval, interval, paired
+from mmc.metric.judge import make_judge
 from mmc.metric.python import make_python
 from mmc.metric.recall import make_recall
 from mmc.spec.load import LoadedSpec
 from mmc.spec.marks import KeyPath
 
-__all__ = ["METRICS", "Interval", "Metric", "Score", "interval", "make_metric", "make_shaping", "paired"]
+__all__ = ["METRICS", "Interval", "Metric", "Score", "Verdicts", "interval", "make_metric", "make_shaping", "paired"]
 
 
 def _weighted(loaded: LoadedSpec, path: KeyPath, config: Any, trust: bool) -> Metric:
@@ -28,8 +30,8 @@ def _weighted(loaded: LoadedSpec, path: KeyPath, config: Any, trust: bool) -> Me
         for i, part in enumerate(config.of)
     ]
 
-    def score(outputs: Mapping[str, Any], example: Mapping[str, Any]) -> Score:
-        values = {name: metric(outputs, example).value for name, _, metric in parts}
+    def score(outputs: Mapping[str, Any], example: Mapping[str, Any], verdicts: Verdicts = NONE) -> Score:
+        values = {name: metric(outputs, example, verdicts).value for name, _, metric in parts}
         total = sum(weight * values[name] for name, weight, _ in parts)
         return Score(min(1.0, max(0.0, total)), values)
 
@@ -40,6 +42,8 @@ METRICS: Mapping[str, Callable[[LoadedSpec, KeyPath, Any, bool], Metric]] = {
     "exact": make_exact,
     "f1": make_f1,
     "recall": make_recall,
+    "contains": make_contains,
+    "judge": make_judge,
     "python": make_python,
     "weighted": _weighted,
 }

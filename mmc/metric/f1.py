@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from mmc.metric.base import Metric, Score
+from mmc.metric.base import NONE, Metric, Score, Verdicts
 from mmc.spec.load import LoadedSpec
 from mmc.spec.marks import KeyPath
 from mmc.spec.model import F1Metric
@@ -32,7 +32,7 @@ def f1(predicted: str, gold: str) -> float:
 def make_f1(loaded: LoadedSpec, path: KeyPath, config: F1Metric, trust: bool) -> Metric:
     """The metric of a ``type: f1`` block."""
 
-    def score(outputs: Mapping[str, Any], example: Mapping[str, Any]) -> Score:
+    def score(outputs: Mapping[str, Any], example: Mapping[str, Any], verdicts: Verdicts = NONE) -> Score:
         return Score(f1(_text(outputs[config.predicted]), _text(example[config.gold])))
 
     return score

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmc.errors import RunFailure
-from mmc.metric.base import Metric, Score
+from mmc.metric.base import NONE, Metric, Score, Verdicts
 from mmc.spec.function import import_function
 from mmc.spec.load import LoadedSpec
 from mmc.spec.marks import KeyPath
@@ -17,7 +17,7 @@ def make_python(loaded: LoadedSpec, path: KeyPath, config: PythonMetric, trust: 
     """The metric of a ``type: python`` block."""
     function = import_function(loaded, (*path, "function"), config.function, trust)
 
-    def score(outputs: Mapping[str, Any], example: Mapping[str, Any]) -> Score:
+    def score(outputs: Mapping[str, Any], example: Mapping[str, Any], verdicts: Verdicts = NONE) -> Score:
         value = function(dict(outputs), dict(example))
         if not isinstance(value, int | float) or not 0 <= value <= 1:
             raise RunFailure(f"the metric {config.function} gave {value!r}, not a number in [0, 1]")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mmc.metric.base import Metric, Score
+from mmc.metric.base import NONE, Metric, Score, Verdicts
 from mmc.spec.load import LoadedSpec
 from mmc.spec.marks import KeyPath
 from mmc.spec.model import RecallMetric
@@ -14,7 +14,7 @@ from mmc.spec.model import RecallMetric
 def make_recall(loaded: LoadedSpec, path: KeyPath, config: RecallMetric, trust: bool) -> Metric:
     """The metric of a ``type: recall`` block."""
 
-    def score(outputs: Mapping[str, Any], example: Mapping[str, Any]) -> Score:
+    def score(outputs: Mapping[str, Any], example: Mapping[str, Any], verdicts: Verdicts = NONE) -> Score:
         gold = {str(item) for item in example[config.gold]}
         found = {str(item) for item in outputs[config.predicted]}
         return Score(len(gold & found) / len(gold) if gold else 1.0)

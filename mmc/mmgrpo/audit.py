@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
 from mmc.data import Example
-from mmc.metric import Metric
 from mmc.mmgrpo.advantage import has_spread
 from mmc.mmgrpo.group import Group
 from mmc.mmgrpo.report import UNREADABLE
@@ -76,20 +75,25 @@ class Audit:
         return "Raise `temperature` or `rollouts`, or use a metric that tells runs apart"
 
 
+Row = Mapping[str, Any]
+Scorer = Callable[[Sequence[tuple[Row, Row]]], list[float | None]]
+"""Scores (outputs, row of data) pairs; None where the metric cannot say."""
+
+
 def audit(
-    runs: Sequence[Trajectory], groups: Sequence[Group], examples: Sequence[Example], metric: Metric | None
+    runs: Sequence[Trajectory], groups: Sequence[Group], examples: Sequence[Example], score: Scorer | None
 ) -> Audit:
     """The audit of ``runs`` on ``examples`` (of which only those that were run count)."""
     rows = {example.id: example.row for example in examples}
     done = [t for t in runs if t.ending == "done" and t.outputs is not None and t.example_id in rows]
     ran = [rows[name] for name in dict.fromkeys(t.example_id for t in runs) if name in rows]
     repeat = empty = constant = None
-    if metric is not None and done:
-        again = [_score(metric, t.outputs or {}, rows[t.example_id]) for t in done[:64]]
+    if score is not None and done:
+        again = score([(t.outputs or {}, rows[t.example_id]) for t in done[:64]])
         pairs = [(t.reward, value) for t, value in zip(done, again, strict=False) if value is not None]
         repeat = fmean(abs(a - b) for a, b in pairs) if pairs else None
-        empty = _everywhere(metric, {name: _nothing(value) for name, value in (done[0].outputs or {}).items()}, ran)
-        constant = _everywhere(metric, _commonest(done), ran)
+        empty = _everywhere(score, {name: _nothing(value) for name, value in (done[0].outputs or {}).items()}, ran)
+        constant = _everywhere(score, _commonest(done), ran)
     return Audit(
         runs=len(runs),
         reward=fmean(t.reward for t in runs),
@@ -102,16 +106,8 @@ def audit(
     )
 
 
-def _score(metric: Metric, outputs: Mapping[str, Any], row: Mapping[str, Any]) -> float | None:
-    try:
-        return metric(outputs, row).value
-    except Exception:  # a metric that cannot score such outputs says nothing about them
-        return None
-
-
-def _everywhere(metric: Metric, outputs: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> float | None:
-    scores = [_score(metric, outputs, row) for row in rows]
-    known = [score for score in scores if score is not None]
+def _everywhere(score: Scorer, outputs: Row, rows: Sequence[Row]) -> float | None:
+    known = [value for value in score([(outputs, row) for row in rows]) if value is not None]
     return fmean(known) if known else None
 
 

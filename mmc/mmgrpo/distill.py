@@ -91,6 +91,11 @@ def distill(job: DistillJob) -> DistillResult:
     terms = module_terms(job.program.spec, policy.names)
     chosen = passing(runs, config.threshold, config.per_example)
     lessons = [lesson for run in chosen if (lesson := _lesson(run, terms)).tokens]
+    if chosen and not lessons:
+        raise UsageError(
+            f"distill: {len(chosen)} runs pass, but in none of them is there a call of a trained module to learn from: "
+            "one whose text can be read as its outputs and that was not forced by a constraint"
+        )
     if not lessons:
         best = max((run.reward for run in runs), default=0.0)
         raise UsageError(

@@ -15,9 +15,10 @@ from mmc.engine import open_engine, open_engines
 from mmc.engine.base import Completion, Engine
 from mmc.engine.local import LocalEngine
 from mmc.errors import ParseError, RunFailure, UsageError
+from mmc.program.call import make_request, typed_inputs
 from mmc.program.graph import Program
 from mmc.program.outputs import Outputs
-from mmc.program.run import RunSettings, make_request, run_all, typed_inputs
+from mmc.program.run import RunSettings, run_all
 from mmc.program.trajectory import Call, Trajectory
 from mmc.prompt import Template
 from mmc.spec import load, rewrite
@@ -120,7 +121,7 @@ def _as_students_call(call: Call, student: Program, engine: LocalEngine) -> Call
     module = student.spec.modules[call.module]
     try:
         inputs = typed_inputs(module, call.module, {name: call.inputs[name] for name in module.inputs})
-        request, options = make_request(student, call.module, inputs, (), RunSettings("", 0, 0, 1.0))
+        request, options = make_request(student, call.module, inputs, (), temperature=1.0, seed=0)
         outputs = student.readers[call.module].parse(call.completion.text, options)
         own = engine.encode(request, call.completion.text, call.completion.finish == "stop")
     except (RunFailure, ParseError):

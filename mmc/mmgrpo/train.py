@@ -25,6 +25,7 @@ from mmc.mmgrpo.teacher import open_teachers, teach
 from mmc.mmgrpo.update import module_terms, training_calls, update
 from mmc.program.evaluate import evaluate
 from mmc.program.graph import Program
+from mmc.program.judge import score_again
 from mmc.program.run import RunSettings
 from mmc.program.trajectory import Call
 from mmc.spec.model import MmGrpo
@@ -145,7 +146,8 @@ def _shaping(job: TrainingJob) -> dict[str, Shaping]:
 def _audit(job: TrainingJob, rollouts: Rollouts) -> None:
     """Says what the first rollouts tell about the reward; kept in ``audit.json``."""
     own = [run for run in rollouts.runs if run.rollout >= 0]
-    found = audit(own, rollouts.groups, job.train, job.program.metric)
+    score = partial(score_again, job.program, job.engines) if job.program.metric is not None else None
+    found = audit(own, rollouts.groups, job.train, score)
     text = json.dumps({**asdict(found), "findings": found.findings()}, indent=2)
     (job.folder / "audit.json").write_text(text + "\n", encoding="utf-8")
     for line in found.findings():

@@ -161,9 +161,10 @@ class _Checker:
         if not program.outputs and not returns:
             self.error(("program",), "the program has no outputs", "add outputs: {...} or a return step")
         self._report_unset()
-        called = {step.call for step in _walk(program.steps) if isinstance(step, model.CallStep)}
+        called = _called(program.steps)
+        judges = {judge.module for judge in model.judges_of(self.spec.metric).values()}
         for name in self.spec.modules:
-            if name not in called:
+            if name not in called | judges:
                 place = self.loaded.diagnostic(("modules", name), f"no step calls the module {name!r}")
                 self.found.append(
                     Diagnostic(place.file, place.line, place.column, place.message, "", "warning", place.source)
@@ -274,16 +275,49 @@ class _Checker:
             if name not in outputs:
                 message = f"the program has no output {name!r}.{did_you_mean(name, outputs)}"
                 self.error(path, message, f"its outputs are: {', '.join(sorted(outputs)) or 'none'}")
+        self._judges()
         self._shaping()
         if spec.data is None:
             return
         for split in ("train", "dev", "test"):
-            self._split(split, getattr(spec.data, split), gold)
+            self._split(split, getattr(spec.data, split), gold, self._judged(outputs))
         for name, tool in spec.tools.items():
             if isinstance(tool, model.Bm25Tool):
                 self._rows(
                     ("tools", name, "corpus"), tool.corpus, dict.fromkeys(tool.fields, ("tools", name, "fields"))
                 )
+
+    def _judges(self) -> None:
+        """Modules, inputs and verdicts that the metric's judges name."""
+        for path, judge in model.judges_of(self.spec.metric).items():
+            if not self._known(judge.module, self.spec.modules, (*path, "module"), "module"):
+                continue
+            module = self.spec.modules[judge.module]
+            if judge.module in _called(self.spec.program.steps):
+                self.error(
+                    (*path, "module"), f"the program calls {judge.module!r} itself; a judge is a module of its own"
+                )
+            for name in judge.with_:
+                self._known(name, module.inputs, (*path, "with", name), f"input of {judge.module}")
+            if judge.output is not None:
+                self._known(judge.output, module.outputs, (*path, "output"), f"output of {judge.module}")
+            elif len(module.outputs) > 1:
+                listed = ", ".join(module.outputs)
+                self.error(
+                    path, f"{judge.module!r} has several outputs: {listed}", "say which is the verdict: `output`"
+                )
+
+    def _judged(self, outputs: Iterable[str]) -> dict[str, KeyPath]:
+        """Columns of the data that the judges are shown, and where they are named."""
+        found: dict[str, KeyPath] = {}
+        for path, judge in model.judges_of(self.spec.metric).items():
+            if judge.module not in self.spec.modules:
+                continue
+            for name in self.spec.modules[judge.module].inputs:
+                place = (*path, "with", name) if name in judge.with_ else (*path, "module")
+                used = self._names(place, judge.with_[name]) if name in judge.with_ else {name}
+                found |= dict.fromkeys(used - set(outputs), place)
+        return found
 
     def _shaping(self) -> None:
         """Modules, their fields and the columns of the training data that shaping names."""
@@ -294,17 +328,21 @@ class _Checker:
             fields = {**self.spec.modules[name].outputs, **self.spec.modules[name].inputs}
             for i, part in enumerate(parts):
                 place = (*path, i, "metric")
+                for at in model.judges_of(part.metric, place):
+                    self.error(at, "a judge scores whole runs; shaping takes other metrics")
                 for field, where in _metric_fields(part.metric, "predicted", place).items():
                     self._known(field, fields, where, f"output or input of {name}")
                 if self.spec.data is not None:
                     train = self.spec.data.train
                     self._rows(("data", "train", "file"), train.file, _metric_fields(part.metric, "gold", place))
 
-    def _split(self, split: str, source: model.DataSource, gold: Iterable[str]) -> None:
+    def _split(self, split: str, source: model.DataSource, gold: Iterable[str], judged: Mapping[str, KeyPath]) -> None:
         path: KeyPath = ("data", split)
         wanted: dict[str, KeyPath] = dict.fromkeys(self.spec.program.inputs, (*path, "file"))
         wanted |= {name: _metric_fields(self.spec.metric, "gold")[name] for name in gold}
+        wanted |= judged
         wanted |= {column: (*path, key) for key in ("id", "balance") if (column := getattr(source, key))}
+        wanted |= {column: (*path, "unique", i) for i, column in enumerate(source.unique)}
         low, high = source.part
         if not 0 <= low < high <= 1:
             self.error((*path, "part"), "a part is [from, to] with 0 <= from < to <= 1")
@@ -370,6 +408,11 @@ def _walk(steps: Sequence[model.Step]) -> Iterable[model.Step]:
         elif isinstance(step, model.ParallelStep):
             for branch in step.parallel:
                 yield from _walk(branch)
+
+
+def _called(steps: Sequence[model.Step]) -> set[str]:
+    """The modules that steps call."""
+    return {step.call for step in _walk(steps) if isinstance(step, model.CallStep)}
 
 
 def _returns(steps: Sequence[model.Step]) -> Iterable[Iterable[str]]:

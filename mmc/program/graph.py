@@ -10,7 +10,7 @@ from mmc.errors import InvalidError
 from mmc.metric import Metric, make_metric, make_shaping
 from mmc.program.check import check
 from mmc.program.expression import Expression, compile_value
-from mmc.program.node import Node, make_nodes
+from mmc.program.node import JudgeNode, Node, make_judges, make_nodes
 from mmc.program.outputs import Outputs
 from mmc.prompt import Template
 from mmc.spec.load import LoadedSpec
@@ -34,6 +34,8 @@ class Program:
     """Module -> name of the adapter it runs with."""
     shaping: Mapping[str, tuple[tuple[float, Metric], ...]] = field(default_factory=dict)
     """Module -> weighted metrics of its single calls, for training."""
+    judges: tuple[JudgeNode, ...] = ()
+    """What the metric asks an LM."""
 
     @classmethod
     def build(cls, loaded: LoadedSpec, trust: bool = False) -> Program:
@@ -52,6 +54,7 @@ class Program:
             metric=make_metric(loaded, trust) if spec.metric is not None else None,
             adapters={name: spec.adapters.get(name) for name in spec.modules},
             shaping=make_shaping(loaded, trust),
+            judges=make_judges(spec),
         )
 
     @property

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from mmc.program.expression import Expression, compile_value
 from mmc.spec import model
+from mmc.spec.marks import KeyPath
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,17 @@ class ReturnNode:
     values: Mapping[str, Expression]
 
 
+@dataclass(frozen=True)
+class JudgeNode:
+    """An LM judge of the metric; ``path`` is the key path of its block."""
+
+    path: KeyPath
+    module: str
+    inputs: Mapping[str, Expression]
+    output: str
+    out_of: float
+
+
 Node = CallNode | ToolNode | SetNode | IfNode | RepeatNode | ForNode | ParallelNode | ReturnNode
 
 
@@ -75,8 +87,7 @@ def make_node(step: model.Step, spec: model.Spec) -> Node:
     """The node of one step."""
     match step:
         case model.CallStep():
-            defaults = {name: f"{{{{ {name} }}}}" for name in spec.modules[step.call].inputs}
-            return CallNode(step.call, _compiled({**defaults, **step.with_}), step.as_ or step.call)
+            return CallNode(step.call, _inputs_of(spec, step.call, step.with_), step.as_ or step.call)
         case model.ToolStep():
             return ToolNode(step.tool, _compiled(step.with_), step.as_ or step.tool)
         case model.SetStep():
@@ -94,3 +105,22 @@ def make_node(step: model.Step, spec: model.Spec) -> Node:
         case model.ReturnStep():
             return ReturnNode(_compiled(step.return_))
     raise TypeError(type(step).__name__)
+
+
+def make_judges(spec: model.Spec) -> tuple[JudgeNode, ...]:
+    """The LM judges of a spec's metric."""
+    return tuple(
+        JudgeNode(
+            path=path,
+            module=judge.module,
+            inputs=_inputs_of(spec, judge.module, judge.with_),
+            output=judge.output or next(iter(spec.modules[judge.module].outputs)),
+            out_of=judge.out_of,
+        )
+        for path, judge in model.judges_of(spec.metric).items()
+    )
+
+
+def _inputs_of(spec: model.Spec, module: str, given: Mapping[str, object]) -> dict[str, Expression]:
+    """A module's inputs; one that is not given is the variable of its name."""
+    return _compiled({**{name: f"{{{{ {name} }}}}" for name in spec.modules[module].inputs}, **given})

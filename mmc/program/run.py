@@ -9,9 +9,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mmc.data import Example
-from mmc.engine.base import Completion, Engine, Key, Request, Sampling
+from mmc.engine.base import Engine, distinct
 from mmc.errors import EnvironmentProblem, ParseError, ProgramLimit, RunFailure, ToolError, UsageError
+from mmc.program.call import complete, make_request, typed_inputs
 from mmc.program.graph import Program
+from mmc.program.judge import scored
 from mmc.program.node import (
     CallNode,
     ForNode,
@@ -23,9 +25,7 @@ from mmc.program.node import (
     SetNode,
     ToolNode,
 )
-from mmc.program.outputs import Options
 from mmc.program.trajectory import Call, Ending, ToolUse, Trajectory
-from mmc.spec.model import Module
 from mmc.spec.types import coerce, parse_type
 
 
@@ -83,11 +83,14 @@ class _Run:
             self._enter(clients)
             ending, error, outputs = await self._ended(branch)
             clients.close()
-        reward, scores = 0.0, {}
+        reward, scores = 0.0, dict[str, float]()
+        judged: tuple[Call, ...] = ()
         if ending == "done" and self.settings.score and self.program.metric is not None:
             try:
-                score = self.program.metric(outputs or {}, self.example.row)
+                score, judged = await scored(self.program, self.engines, outputs or {}, self.example.row)
                 reward, scores = score.value, dict(score.parts)
+            except (EnvironmentProblem, UsageError):
+                raise
             except Exception as problem:  # a rollout: the metric is the user's code
                 ending, error = "failed", f"the metric failed: {type(problem).__name__}: {problem}"
         return Trajectory(
@@ -100,6 +103,7 @@ class _Run:
             error=error,
             tools=tuple(branch.tools),
             scores=scores,
+            judged=judged,
         )
 
     async def _ended(self, branch: _Branch) -> tuple[Ending, str | None, dict[str, Any] | None]:
@@ -138,7 +142,7 @@ class _Run:
         return found
 
     def _enter(self, clients: ExitStack) -> None:
-        for engine in {id(e): e for e in self.engines.values()}.values():
+        for engine in distinct(self.engines):
             clients.enter_context(engine.client())
 
     # --- steps ---
@@ -183,11 +187,13 @@ class _Run:
         path = self.leaf[: branch.depth + 1]
         label: str | int = ".".join(map(str, path)) if self.settings.tree else self.rollout
         key = (self.settings.stage, self.settings.step, self.example.id, label, *branch.place, branch.made)
-        request, options = make_request(self.program, node.module, inputs, key, self.settings)
+        request, options = make_request(
+            self.program, node.module, inputs, key, self.settings.temperature, self.settings.seed
+        )
         branches = branch.depth < len(self.settings.tree) and self.settings.tree[branch.depth] > 1
         branch.made += 1
         branch.depth += 1
-        completion = await self._complete(self.engines[module.model], request)
+        completion = await complete(self.engines, module.model, request)
         call = Call(node.module, 0, inputs, request.messages, completion, None, path=path, branches=branches)
         try:
             outputs = reader.parse(completion.text, options)
@@ -197,12 +203,6 @@ class _Run:
             raise
         branch.calls.append(replace(call, outputs=outputs))
         return outputs
-
-    async def _complete(self, engine: Engine, request: Request) -> Completion:
-        with ExitStack() as others:
-            for other in {id(e): e for e in self.engines.values() if e is not engine}.values():
-                others.enter_context(other.elsewhere())
-            return await engine.complete(request)
 
     async def _tool(self, node: ToolNode, branch: _Branch) -> Any:
         arguments = {name: value(branch.variables) for name, value in node.arguments.items()}
@@ -244,34 +244,6 @@ class _Run:
     async def _branch(self, nodes: Sequence[Node], branch: _Branch) -> None:
         with branch.clients:
             await self._steps(nodes, branch)
-
-
-def typed_inputs(module: Module, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a module's inputs as its declared types. Raises RunFailure."""
-    inputs = dict(values)
-    for key, kind in module.inputs.items():
-        try:
-            inputs[key] = coerce(inputs[key], parse_type(kind))
-        except ValueError as error:
-            raise RunFailure(f"{name}: input {key}: {error}") from None
-    return inputs
-
-
-def make_request(
-    program: Program, module: str, inputs: Mapping[str, Any], key: Key, settings: RunSettings
-) -> tuple[Request, Options]:
-    """The request of one call of ``module``, and the options of its enum outputs."""
-    config, reader = program.spec.modules[module], program.readers[module]
-    options = reader.options(inputs)
-    request = Request(
-        key=key,
-        messages=program.templates[module].render({**inputs, "choices": options}),
-        sampling=Sampling(settings.temperature, config.max_tokens),
-        constraint=reader.constraint(options),
-        adapter=program.adapters[module],
-        seed=settings.seed,
-    )
-    return request, options
 
 
 def _digits(number: int, widths: Sequence[int]) -> tuple[int, ...]:

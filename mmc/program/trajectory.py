@@ -61,3 +61,5 @@ class Trajectory:
     tools: tuple[ToolUse, ...] = ()
     scores: Mapping[str, float] = field(default_factory=dict)
     """Named parts of the reward, for a combined metric."""
+    judged: tuple[Call, ...] = ()
+    """Calls of the metric's LM judges; no part of the run."""

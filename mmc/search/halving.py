@@ -18,7 +18,7 @@ from statistics import fmean
 from typing import Any
 
 from mmc.data import Example
-from mmc.engine.base import seed_of
+from mmc.engine.base import distinct, seed_of
 from mmc.errors import UsageError
 from mmc.metric import interval
 from mmc.program.evaluate import evaluate
@@ -70,7 +70,7 @@ def halving(job: SearchJob) -> SearchResult:
     drawn, refused_draws = _draw(space, job)
     with ExitStack() as kept:
         # Candidates share what stands before the first slot that differs.
-        for engine in job.engines.values():
+        for engine in distinct(job.engines):
             kept.enter_context(engine.keeping())
         finalist = _Race(job, journal, start, drawn).run()
     refusals = [

@@ -173,7 +173,10 @@ def _picks(module: str, variants: Sequence[Variant]) -> Iterator[Pick]:
 def make_space(program: Program, found: Found, most_demos: int, seed: int) -> tuple[Space, tuple[Refusal, ...]]:
     """The space of a program, less the options that cannot be used by themselves."""
     variants, refusals = {}, []
+    judges = {judge.module for judge in program.judges}
     for name, module in program.spec.modules.items():
+        if name in judges:
+            continue  # another prompt there would change the scores, not the program
         demos = [demo for demo in found.demos if demo.module == name]
         sets = demo_sets(demos, most_demos, SETS, seed_of(seed, name))
         corner = _Corner(program, name, sets, found.samples.get(name))

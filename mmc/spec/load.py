@@ -56,6 +56,13 @@ class LoadedSpec:
         """The same place with another text."""
         return _validated(self.path, text, ())
 
+    def overridden(self, overrides: Sequence[str]) -> LoadedSpec:
+        """The spec with some keys overridden, as in :func:`load`."""
+        text = self.text
+        for override in overrides:
+            text = _override(text, override)
+        return _validated(self.path, text, overrides)
+
 
 def load(path: Path, overrides: Sequence[str] = ()) -> LoadedSpec:
     """Loads a spec file, or a build folder that holds a program.yaml.

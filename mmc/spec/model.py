@@ -260,6 +260,9 @@ class DataSource(Keys):
     """Seed of a shuffle that comes before everything below; the file's own order when left out."""
     where: dict[str, Any] = {}
     """Only rows whose column has this value, or one of these when a list is given: `{num_hops: [3, 4]}`."""
+    unique: list[str] = []
+    """Columns in which rows differ: a row that agrees in one of them with a row before it is left out, so that splits of one
+    file cannot share it."""
     part: tuple[float, float] = (0.0, 1.0)
     """Share of the (shuffled) rows that belongs to this split, such as [0.0, 0.9]."""
     balance: str | None = None
@@ -304,6 +307,30 @@ class RecallMetric(Keys):
     gold: str
 
 
+class ContainsMetric(Keys):
+    """Share of the gold texts that stand in the output, whatever their case and white space."""
+
+    type: Literal["contains"]
+    predicted: str
+    gold: str
+    absent: bool = False
+    """The share of those that do not stand in it instead: what must not leak."""
+
+
+class JudgeMetric(Keys):
+    """What a module says of the outputs: an LM as a judge. No step calls that module, and it is not trained."""
+
+    type: Literal["judge"]
+    module: Name
+    with_: dict[Name, Any] = Field(default={}, alias="with")
+    """Inputs of the module, as expressions over the program's outputs and the columns of the data; one that is left out is
+    the output or column of the same name."""
+    output: Name | None = None
+    """Which of the module's outputs is the verdict, a bool or a number; may be left out when there is one."""
+    out_of: float = Field(1.0, gt=0)
+    """The best number; it counts as 1."""
+
+
 class PythonMetric(Keys):
     """A Python function of (outputs, example) that returns a number in [0, 1]. Needs --trust."""
 
@@ -327,7 +354,7 @@ class WeightedMetric(Keys):
 
 
 Metric = Annotated[
-    ExactMetric | F1Metric | RecallMetric | PythonMetric | WeightedMetric,
+    ExactMetric | F1Metric | RecallMetric | ContainsMetric | JudgeMetric | PythonMetric | WeightedMetric,
     Field(discriminator="type"),
 ]
 
@@ -383,6 +410,17 @@ class Spec(Keys):
     adapters: dict[Name, str] = {}
     """For each module, the folder of the adapter it runs with; written by a compile."""
     origin: Origin | None = None
+
+
+def judges_of(metric: object, path: tuple[str | int, ...] = ("metric",)) -> dict[tuple[str | int, ...], JudgeMetric]:
+    """The judges in a metric, by the key path of their blocks."""
+    if isinstance(metric, JudgeMetric):
+        return {path: metric}
+    found: dict[tuple[str | int, ...], JudgeMetric] = {}
+    if isinstance(metric, WeightedMetric):
+        for i, part in enumerate(metric.of):
+            found |= judges_of(part.metric, (*path, "of", i, "metric"))
+    return found
 
 
 for _model in (IfStep, RepeatStep, ForStep, ParallelStep, WeightedPart, WeightedMetric, Program, Spec):

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from mmc.spec.model import LiteLlmModel, Spec, Training, Tuning
+from mmc.spec.model import LiteLlmModel, Spec, Training, Tuning, judges_of
 
 SHARED = "shared"
 """Name of the adapter that all trained modules share."""
 
 
 def trained_modules(spec: Spec) -> list[str]:
-    """The modules whose weights are tuned."""
-    return [name for name, module in spec.modules.items() if module.train]
+    """The modules whose weights are tuned; never the metric's judges."""
+    judges = {judge.module for judge in judges_of(spec.metric).values()}
+    return [name for name, module in spec.modules.items() if module.train and name not in judges]
 
 
 def adapter_of(spec: Spec, config: Tuning) -> dict[str, str]:

@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
-from mmc.compile import CompileJob, CompileResult, compile_spec
+from mmc.compile import CompileJob, CompileResult, compile_spec, run_matrix
 from mmc.compile.record import changed_keys
 from mmc.compile.stages import STAGES
+from mmc.errors import UsageError
 from mmc.spec import load
 
 SPEC = """\
@@ -152,8 +153,8 @@ def test_a_second_compile_reuses_everything_and_gives_the_same(folder: Path, mon
     ).read_text()
 
 
-class _Killed(Exception):
-    pass
+class _Killed(BaseException):
+    """As an interrupt is: no failure of the stage."""
 
 
 class _Kill:
@@ -248,6 +249,63 @@ def test_a_stage_that_makes_dev_worse_is_rolled_back(folder: Path, monkeypatch: 
     assert not result.stages[1].kept and "rolled back" in result.stages[1].note
     assert not (result.build / "adapters").exists()
     assert result.stages[1].scores == result.stages[0].scores
+
+
+def test_a_stage_that_fails_leaves_a_build_of_what_came_before(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: Any) -> Any:
+        raise RuntimeError("the disk is gone")
+
+    with monkeypatch.context() as patched:
+        patched.setitem(STAGES, "weights", broken)  # type: ignore[arg-type]
+        with pytest.raises(RuntimeError, match="the disk is gone"):
+            compiled(folder)
+    manifest = json.loads((folder / "build/tiny/v1/manifest.json").read_text())
+    assert [s["stage"] for s in manifest["stages"]] == ["start", "prompts"]
+    assert load(folder / "build/tiny/v1").spec.adapters == {}
+    with monkeypatch.context() as patched:
+        patched.setitem(STAGES, "prompts", broken)  # type: ignore[arg-type]
+        with pytest.raises(RuntimeError, match="the disk is gone"):
+            compiled(folder, "compile.seed=1", out="other")
+    assert not (folder / "other").exists(), "nothing was made better"
+    assert [s.stage for s in compiled(folder).stages] == ["start", "prompts", "weights"]
+
+
+def test_a_matrix_runs_every_arm_once_and_shares_what_is_the_same(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[str] = []
+    for name, stage in list(STAGES.items()):
+
+        def counted(*arguments: Any, name: str = name, stage: Any = stage) -> Any:
+            ran.append(name)
+            return stage(*arguments)
+
+        monkeypatch.setitem(STAGES, name, counted)  # type: ignore[arg-type]
+    job = CompileJob(load(folder / "spec.yaml"), folder / "build", folder / "runs")
+    matrix = run_matrix(job, [0, 1])
+    # `prompts` alone is the beginning of [prompts, weights]; `weights` alone is not.
+    assert ran == ["prompts", "weights", "weights"] * 2
+    assert [row.arm for row in matrix.rows] == ["start", "prompts", "weights", "prompts + weights"]
+    alone = compiled(folder, "compile.strategy=[weights]", "compile.seed=1", out="alone")
+    cell = next(c for c in matrix.cells if (c.arm, c.seed) == ("weights", 1))
+    assert cell.scores == alone.stages[-1].scores
+    means = [sum(alone.stages[0].scores) / 6, sum(alone.stages[-1].scores) / 6]
+    row = matrix.rows[2]
+    other = next(c for c in matrix.cells if (c.arm, c.seed) == ("weights", 0))
+    assert row.score.mean == pytest.approx((means[1] + sum(other.scores) / 6) / 2)
+    assert row.gain.mean == pytest.approx(row.score.mean - means[0]) and row.by_seed[1] == pytest.approx(means[1])
+    found = json.loads((folder / "build/tiny/matrix.json").read_text())
+    assert [r["arm"] for r in found["rows"]] == [row.arm for row in matrix.rows] and len(found["cells"]) == 8
+    ran.clear()
+    assert compiled(folder).stages[-1].scores == next(
+        c.scores for c in matrix.cells if (c.arm, c.seed) == ("prompts + weights", 0)
+    ), "the spec's own seed is an ordinary compile, which finds its stages done"
+
+
+def test_a_matrix_needs_both_halves(folder: Path) -> None:
+    job = CompileJob(load(folder / "spec.yaml", ["compile.strategy=[weights]"]), folder / "build", folder / "runs")
+    with pytest.raises(UsageError, match=r"compile.strategy is \[weights\]; it needs `prompts` and one of"):
+        run_matrix(job, [0])
 
 
 def test_stages_that_occur_twice_get_a_suffix(folder: Path) -> None:

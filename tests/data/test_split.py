@@ -42,6 +42,21 @@ def test_parts_of_one_shuffle_are_disjoint_and_whole(rows: Path) -> None:
     assert [e.row["n"] for e in first] != sorted(e.row["n"] for e in first)
 
 
+def test_rows_that_agree_in_a_unique_column_stay_out_of_every_other_part(tmp_path: Path) -> None:
+    rows = [("a", 1), ("b", 2), ("a", 3), ("c", 3), ("d", 4)]
+    (tmp_path / "rows.jsonl").write_text("".join(f'{{"text": "{t}", "talk": {k}}}\n' for t, k in rows))
+
+    def ids(source: str) -> list[str]:
+        return [e.id for e in train(tmp_path, f"{{file: rows.jsonl, {source}}}")]
+
+    assert ids("unique: [text]") == ["0", "1", "3", "4"]
+    # Row 2 has the text of row 0 and the talk of row 3: with either of them it could not be in another split.
+    assert ids("unique: [text, talk]") == ["0", "1", "4"]
+    assert ids("unique: [text], part: [0.0, 0.5]") + ids("unique: [text], part: [0.5, 1.0]") == ["0", "1", "3", "4"]
+    with pytest.raises(InvalidError, match="has a column 'txt'"):
+        ids("unique: [txt]")
+
+
 def test_balance_makes_values_equally_frequent(rows: Path) -> None:
     chosen = train(rows, "{file: rows.jsonl, balance: label}")
     assert Counter(e.row["label"] for e in chosen) == {"a": 10, "b": 10}

@@ -34,6 +34,10 @@ CASES: list[tuple[str, Any, Any, float]] = [
     ("{type: f1, predicted: x, gold: g}", "the cat sat", "a cat lay", 0.5),
     ("{type: f1, predicted: x, gold: g}", "red sea cat", ["red sea", "blue cat"], 6 / 7),
     ("{type: recall, predicted: x, gold: g}", ["a", "b", "c"], ["a", "d"], 0.5),
+    ("{type: contains, predicted: x, gold: g}", "Dear ANN  Lee, from Rome", ["ann lee", "Paris"], 0.5),
+    ("{type: contains, predicted: x, gold: g, absent: true}", "Ann and Bob", ["Ann", "Carl", "Dan", "ann "], 2 / 3),
+    ("{type: contains, predicted: x, gold: g, absent: true}", "Ann", [], 1.0),
+    ("{type: contains, predicted: x, gold: g}", ["red", "sea"], "red sea", 1.0),
     ("{type: python, function: 'metric_code:half'}", "x", "y", 0.5),
 ]
 

@@ -27,7 +27,10 @@ def run(example: str, output: str, rollout: int, reward: float, ending: Ending =
 
 
 def audited(runs: Sequence[Trajectory], metric: Any = exact) -> Audit:
-    return audit(runs, form_groups(runs, ["m"], Rewards()), EXAMPLES, metric)
+    def score(pairs: Sequence[tuple[Any, Any]]) -> list[float | None]:
+        return [metric(outputs, row).value for outputs, row in pairs]
+
+    return audit(runs, form_groups(runs, ["m"], Rewards()), EXAMPLES, score)
 
 
 def test_shares_are_counted() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -32,6 +32,9 @@ class ScriptedEngine:
             yield
         finally:
             self.clients -= 1
+
+    def elsewhere(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def count_tokens(self, messages: Sequence[Message]) -> int:
         return sum(len(m.content) for m in messages)

@@ -43,6 +43,8 @@ data:
 metric: {type: exact, predicted: title, gold: title}
 """
 
+METRIC = "{type: exact, predicted: title, gold: title}"
+
 
 def messages(tmp_path: Path, old: str, new: str, pick: str = "{{ question }}") -> str:
     (tmp_path / "query.j2").write_text("{% slot instruction %}Q{% endslot %} {{ question }}")
@@ -90,6 +92,14 @@ BROKEN = [
      "error: there is no output or input of pick 'titel'. Did you mean 'title'?"),
     ("mmc: 1", "mmc: 1\nshaping: {pick: [{name: x, weight: 1, metric: {type: exact, predicted: title, gold: titles}}]}",
      "error: rows.jsonl has no column 'titles'. Did you mean 'title'?"),
+    ("test: {file: rows.jsonl}", "test: {file: rows.jsonl, unique: [titel]}", "rows.jsonl has no column 'titel'"),
+    (METRIC, "{type: judge, module: grad}", "spec.yaml:31:31: error: there is no module 'grad'"),
+    (METRIC, "{type: judge, module: query}", "the program calls 'query' itself; a judge is a module of its own"),
+    (METRIC, "{type: judge, module: query, with: {quest: x}}", "there is no input of query 'quest'. Did you mean 'question'?"),
+    (METRIC, "{type: judge, module: query, output: verdict}", "there is no output of query 'verdict'"),
+    (METRIC, "{type: judge, module: query, with: {question: '{{ titel }}'}}", "rows.jsonl has no column 'titel'"),
+    ("mmc: 1", "mmc: 1\nshaping: {pick: [{name: x, weight: 1, metric: {type: judge, module: query}}]}",
+     "a judge scores whole runs; shaping takes other metrics"),
 ]  # fmt: skip
 
 
