@@ -1,6 +1,6 @@
 """Metrics: a program's outputs and a row of data -> a score in [0, 1].
 
-To add one: its block as a pydantic model in :mod:`mmc.spec.model`, a file here with a function that makes a
+To add one: its block as a pydantic model in :mod:`mmc.spec.metrics`, a file here with a function that makes a
 :class:`mmc.metric.base.Metric` from it, and an entry in ``METRICS``.
 """
 

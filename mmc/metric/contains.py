@@ -8,7 +8,7 @@ from typing import Any
 from mmc.metric.base import NONE, Metric, Score, Verdicts
 from mmc.spec.load import LoadedSpec
 from mmc.spec.marks import KeyPath
-from mmc.spec.model import ContainsMetric
+from mmc.spec.metrics import ContainsMetric
 
 
 def make_contains(loaded: LoadedSpec, path: KeyPath, config: ContainsMetric, trust: bool) -> Metric:

@@ -8,7 +8,7 @@ from typing import Any
 from mmc.metric.base import NONE, Metric, Score, Verdicts
 from mmc.spec.load import LoadedSpec
 from mmc.spec.marks import KeyPath
-from mmc.spec.model import ExactMetric
+from mmc.spec.metrics import ExactMetric
 
 
 def make_exact(loaded: LoadedSpec, path: KeyPath, config: ExactMetric, trust: bool) -> Metric:

@@ -11,7 +11,7 @@ from typing import Any
 from mmc.metric.base import NONE, Metric, Score, Verdicts
 from mmc.spec.load import LoadedSpec
 from mmc.spec.marks import KeyPath
-from mmc.spec.model import F1Metric
+from mmc.spec.metrics import F1Metric
 
 
 def tokens(text: str) -> list[str]:

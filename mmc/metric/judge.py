@@ -8,7 +8,7 @@ from typing import Any
 from mmc.metric.base import NONE, Metric, Score, Verdicts
 from mmc.spec.load import LoadedSpec
 from mmc.spec.marks import KeyPath
-from mmc.spec.model import JudgeMetric
+from mmc.spec.metrics import JudgeMetric
 
 
 def make_judge(loaded: LoadedSpec, path: KeyPath, config: JudgeMetric, trust: bool) -> Metric:

@@ -10,7 +10,7 @@ from mmc.metric.base import NONE, Metric, Score, Verdicts
 from mmc.spec.function import import_function
 from mmc.spec.load import LoadedSpec
 from mmc.spec.marks import KeyPath
-from mmc.spec.model import PythonMetric
+from mmc.spec.metrics import PythonMetric
 
 
 def make_python(loaded: LoadedSpec, path: KeyPath, config: PythonMetric, trust: bool) -> Metric:

@@ -8,7 +8,7 @@ from typing import Any
 from mmc.metric.base import NONE, Metric, Score, Verdicts
 from mmc.spec.load import LoadedSpec
 from mmc.spec.marks import KeyPath
-from mmc.spec.model import RecallMetric
+from mmc.spec.metrics import RecallMetric
 
 
 def make_recall(loaded: LoadedSpec, path: KeyPath, config: RecallMetric, trust: bool) -> Metric:

@@ -12,11 +12,13 @@ import jinja2
 from mmc.data import read_rows
 from mmc.errors import Diagnostic, InvalidError
 from mmc.program.expression import compile_value, names_in
+from mmc.program.steps import called, metric_fields, returns
 from mmc.prompt import Template
 from mmc.spec import model
 from mmc.spec.env import REFERENCE
 from mmc.spec.load import LoadedSpec
 from mmc.spec.marks import KeyPath
+from mmc.spec.metrics import judges_of
 from mmc.spec.types import did_you_mean, parse_type
 
 
@@ -157,14 +159,12 @@ class _Checker:
         known = self._steps(("program", "steps"), program.steps, set(program.inputs))
         for name, value in program.outputs.items():
             self._uses(("program", "outputs", name), value, known)
-        returns = list(_returns(program.steps))
-        if not program.outputs and not returns:
+        if not program.outputs and not returns(program.steps):
             self.error(("program",), "the program has no outputs", "add outputs: {...} or a return step")
         self._report_unset()
-        called = _called(program.steps)
-        judges = {judge.module for judge in model.judges_of(self.spec.metric).values()}
+        used = called(program.steps) | {judge.module for judge in judges_of(self.spec.metric).values()}
         for name in self.spec.modules:
-            if name not in called | judges:
+            if name not in used:
                 place = self.loaded.diagnostic(("modules", name), f"no step calls the module {name!r}")
                 self.found.append(
                     Diagnostic(place.file, place.line, place.column, place.message, "", "warning", place.source)
@@ -269,9 +269,9 @@ class _Checker:
 
     def data(self) -> None:
         spec = self.spec
-        gold = set(_metric_fields(spec.metric, "gold"))
-        outputs = {*spec.program.outputs, *(n for names in _returns(spec.program.steps) for n in names)}
-        for name, path in _metric_fields(spec.metric, "predicted").items():
+        gold = set(metric_fields(spec.metric, "gold"))
+        outputs = {*spec.program.outputs, *(n for names in returns(spec.program.steps) for n in names)}
+        for name, path in metric_fields(spec.metric, "predicted").items():
             if name not in outputs:
                 message = f"the program has no output {name!r}.{did_you_mean(name, outputs)}"
                 self.error(path, message, f"its outputs are: {', '.join(sorted(outputs)) or 'none'}")
@@ -289,11 +289,11 @@ class _Checker:
 
     def _judges(self) -> None:
         """Modules, inputs and verdicts that the metric's judges name."""
-        for path, judge in model.judges_of(self.spec.metric).items():
+        for path, judge in judges_of(self.spec.metric).items():
             if not self._known(judge.module, self.spec.modules, (*path, "module"), "module"):
                 continue
             module = self.spec.modules[judge.module]
-            if judge.module in _called(self.spec.program.steps):
+            if judge.module in called(self.spec.program.steps):
                 self.error(
                     (*path, "module"), f"the program calls {judge.module!r} itself; a judge is a module of its own"
                 )
@@ -310,7 +310,7 @@ class _Checker:
     def _judged(self, outputs: Iterable[str]) -> dict[str, KeyPath]:
         """Columns of the data that the judges are shown, and where they are named."""
         found: dict[str, KeyPath] = {}
-        for path, judge in model.judges_of(self.spec.metric).items():
+        for path, judge in judges_of(self.spec.metric).items():
             if judge.module not in self.spec.modules:
                 continue
             for name in self.spec.modules[judge.module].inputs:
@@ -328,18 +328,18 @@ class _Checker:
             fields = {**self.spec.modules[name].outputs, **self.spec.modules[name].inputs}
             for i, part in enumerate(parts):
                 place = (*path, i, "metric")
-                for at in model.judges_of(part.metric, place):
+                for at in judges_of(part.metric, place):
                     self.error(at, "a judge scores whole runs; shaping takes other metrics")
-                for field, where in _metric_fields(part.metric, "predicted", place).items():
+                for field, where in metric_fields(part.metric, "predicted", place).items():
                     self._known(field, fields, where, f"output or input of {name}")
                 if self.spec.data is not None:
                     train = self.spec.data.train
-                    self._rows(("data", "train", "file"), train.file, _metric_fields(part.metric, "gold", place))
+                    self._rows(("data", "train", "file"), train.file, metric_fields(part.metric, "gold", place))
 
     def _split(self, split: str, source: model.DataSource, gold: Iterable[str], judged: Mapping[str, KeyPath]) -> None:
         path: KeyPath = ("data", split)
         wanted: dict[str, KeyPath] = dict.fromkeys(self.spec.program.inputs, (*path, "file"))
-        wanted |= {name: _metric_fields(self.spec.metric, "gold")[name] for name in gold}
+        wanted |= {name: metric_fields(self.spec.metric, "gold")[name] for name in gold}
         wanted |= judged
         wanted |= {column: (*path, key) for key in ("id", "balance") if (column := getattr(source, key))}
         wanted |= {column: (*path, "unique", i) for i, column in enumerate(source.unique)}
@@ -395,38 +395,3 @@ class _Checker:
             except jinja2.TemplateSyntaxError:
                 return set()
         return set()
-
-
-def _walk(steps: Sequence[model.Step]) -> Iterable[model.Step]:
-    """All steps, those inside others too."""
-    for step in steps:
-        yield step
-        if isinstance(step, model.IfStep):
-            yield from _walk([*step.steps, *step.else_])
-        elif isinstance(step, model.RepeatStep | model.ForStep):
-            yield from _walk(step.steps)
-        elif isinstance(step, model.ParallelStep):
-            for branch in step.parallel:
-                yield from _walk(branch)
-
-
-def _called(steps: Sequence[model.Step]) -> set[str]:
-    """The modules that steps call."""
-    return {step.call for step in _walk(steps) if isinstance(step, model.CallStep)}
-
-
-def _returns(steps: Sequence[model.Step]) -> Iterable[Iterable[str]]:
-    return [step.return_ for step in _walk(steps) if isinstance(step, model.ReturnStep)]
-
-
-def _metric_fields(metric: Any, field: str, path: KeyPath = ("metric",)) -> dict[str, KeyPath]:
-    """The columns or outputs that a metric names, and where."""
-    if metric is None:
-        return {}
-    if isinstance(metric, model.WeightedMetric):
-        found: dict[str, KeyPath] = {}
-        for i, part in enumerate(metric.of):
-            found |= _metric_fields(part.metric, field, (*path, "of", i, "metric"))
-        return found
-    name = getattr(metric, field, None)
-    return {name: (*path, field)} if name else {}

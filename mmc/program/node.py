@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from mmc.program.expression import Expression, compile_value
 from mmc.spec import model
 from mmc.spec.marks import KeyPath
+from mmc.spec.metrics import judges_of
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def make_judges(spec: model.Spec) -> tuple[JudgeNode, ...]:
             output=judge.output or next(iter(spec.modules[judge.module].outputs)),
             out_of=judge.out_of,
         )
-        for path, judge in model.judges_of(spec.metric).items()
+        for path, judge in judges_of(spec.metric).items()
     )
 
 

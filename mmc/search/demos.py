@@ -26,7 +26,7 @@ from mmc.program.trajectory import Trajectory
 from mmc.prompt import DEMOS
 from mmc.search.base import SearchJob, TrialReport, all_templates
 from mmc.search.journal import Journal
-from mmc.spec import model
+from mmc.spec.metrics import ExactMetric, F1Metric, Metric, RecallMetric, WeightedMetric
 
 TEMPERATURE = 0.7
 """Of the second run of the training examples that the greedy run did not solve."""
@@ -147,12 +147,12 @@ def _compared(program: Program) -> dict[str, str]:
     return found
 
 
-def _pairs(metric: model.Metric | None) -> Iterator[tuple[str, str]]:
+def _pairs(metric: Metric | None) -> Iterator[tuple[str, str]]:
     """(program output, gold column) of every comparison in a metric."""
     match metric:
-        case model.ExactMetric() | model.F1Metric() | model.RecallMetric():
+        case ExactMetric() | F1Metric() | RecallMetric():
             yield metric.predicted, metric.gold
-        case model.WeightedMetric():
+        case WeightedMetric():
             for part in metric.of:
                 if part.weight > 0:
                     yield from _pairs(part.metric)

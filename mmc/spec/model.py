@@ -10,13 +10,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from mmc.spec.keys import Keys
+from mmc.spec.keys import Keys, Name
+from mmc.spec.metrics import Metric, WeightedPart
 from mmc.spec.optimizers import Clip, Distill, Grouping, HalvingSearch, Lora, MmGrpo, Teacher, Tuning
 
 Expression = str
 """A Jinja expression in double braces, such as ``{{ hits | length }}``, or plain text that may contain some."""
-
-Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 
 # --- models -------------------------------------------------------------------------------------------------------
@@ -246,7 +245,7 @@ class Program(Keys):
     """Seconds after which a run is interrupted. A clock decides, so the same seed need not give the same runs."""
 
 
-# --- data and metric ----------------------------------------------------------------------------------------------
+# --- data ----------------------------------------------------------------------------------------------
 
 
 class DataSource(Keys):
@@ -278,85 +277,6 @@ class Data(Keys):
     dev: DataSource
     test: DataSource
 
-
-class ExactMetric(Keys):
-    """1 when the output equals the gold value, else 0."""
-
-    type: Literal["exact"]
-    predicted: str
-    """A program output."""
-    gold: str
-    """A column of the data."""
-    normalize: bool = True
-    """Compare without case and surrounding white space."""
-
-
-class F1Metric(Keys):
-    """Token F1 between output and gold text, as in SQuAD. The texts of a list count as one."""
-
-    type: Literal["f1"]
-    predicted: str
-    gold: str
-
-
-class RecallMetric(Keys):
-    """Share of the gold list that is in the output list."""
-
-    type: Literal["recall"]
-    predicted: str
-    gold: str
-
-
-class ContainsMetric(Keys):
-    """Share of the gold texts that stand in the output, whatever their case and white space."""
-
-    type: Literal["contains"]
-    predicted: str
-    gold: str
-    absent: bool = False
-    """The share of those that do not stand in it instead: what must not leak."""
-
-
-class JudgeMetric(Keys):
-    """What a module says of the outputs: an LM as a judge. No step calls that module, and it is not trained."""
-
-    type: Literal["judge"]
-    module: Name
-    with_: dict[Name, Any] = Field(default={}, alias="with")
-    """Inputs of the module, as expressions over the program's outputs and the columns of the data; one that is left out is
-    the output or column of the same name."""
-    output: Name | None = None
-    """Which of the module's outputs is the verdict, a bool or a number; may be left out when there is one."""
-    out_of: float = Field(1.0, gt=0)
-    """The best number; it counts as 1."""
-
-
-class PythonMetric(Keys):
-    """A Python function of (outputs, example) that returns a number in [0, 1]. Needs --trust."""
-
-    type: Literal["python"]
-    function: str = Field(pattern=r"^[\w.]+:[\w.]+$")
-
-
-class WeightedPart(Keys):
-    """One part of a weighted metric."""
-
-    name: Name
-    weight: float
-    metric: Metric
-
-
-class WeightedMetric(Keys):
-    """Weighted sum of metrics, clipped to [0, 1]. A negative weight is a penalty."""
-
-    type: Literal["weighted"]
-    of: list[WeightedPart] = Field(min_length=1)
-
-
-Metric = Annotated[
-    ExactMetric | F1Metric | RecallMetric | ContainsMetric | JudgeMetric | PythonMetric | WeightedMetric,
-    Field(discriminator="type"),
-]
 
 # --- compile ---------------------------------------------------------------------------------------------------------
 
@@ -412,16 +332,5 @@ class Spec(Keys):
     origin: Origin | None = None
 
 
-def judges_of(metric: object, path: tuple[str | int, ...] = ("metric",)) -> dict[tuple[str | int, ...], JudgeMetric]:
-    """The judges in a metric, by the key path of their blocks."""
-    if isinstance(metric, JudgeMetric):
-        return {path: metric}
-    found: dict[tuple[str | int, ...], JudgeMetric] = {}
-    if isinstance(metric, WeightedMetric):
-        for i, part in enumerate(metric.of):
-            found |= judges_of(part.metric, (*path, "of", i, "metric"))
-    return found
-
-
-for _model in (IfStep, RepeatStep, ForStep, ParallelStep, WeightedPart, WeightedMetric, Program, Spec):
+for _model in (IfStep, RepeatStep, ForStep, ParallelStep, Program, Spec):
     _model.model_rebuild()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from mmc.spec.model import LiteLlmModel, Spec, Training, Tuning, judges_of
+from mmc.spec.metrics import judges_of
+from mmc.spec.model import LiteLlmModel, Spec, Training, Tuning
 
 SHARED = "shared"
 """Name of the adapter that all trained modules share."""
