@@ -1,7 +1,7 @@
 """The ablation of a spec's strategy: the start, prompts alone, weights alone and both, over several seeds.
 
-Each seed runs the whole strategy, and what of it is not one of its own beginnings: of [prompts, weights] the score
-after `prompts` is that of prompts alone, and weights alone is run for itself.
+Each seed is a compile of the whole strategy and one of each half. A stage that starts from the same program with the same
+seed in two of them is run once: `prompts` of [prompts, weights] is that of [prompts].
 """
 
 from __future__ import annotations
@@ -89,10 +89,7 @@ def run_matrix(job: CompileJob, seeds: Sequence[int]) -> Matrix:
     for seed in seeds:
         whole = _stages(job, seed, BOTH, strategy)
         cells += [_cell(START, seed, whole[:1]), _cell(BOTH, seed, whole)]
-        for arm in (PROMPTS, WEIGHTS):
-            own = arms[arm]
-            begins = strategy[: len(own)] == own
-            cells.append(_cell(arm, seed, whole[: len(own) + 1] if begins else _stages(job, seed, arm, own)))
+        cells += [_cell(arm, seed, _stages(job, seed, arm, arms[arm])) for arm in (PROMPTS, WEIGHTS)]
     matrix = Matrix(job.loaded.spec.name, tuple(seeds), tuple(cells))
     _write(job, matrix)
     return matrix
@@ -106,7 +103,7 @@ def _stages(job: CompileJob, seed: int, arm: str, strategy: Sequence[str]) -> li
     loaded = job.loaded.overridden([f"compile.strategy=[{', '.join(strategy)}]", f"compile.seed={seed}"])
     job.progress.say(f"matrix: {arm}, seed {seed}")
     with locked(folder):
-        done = run_stages(replace(job, loaded=loaded), folder, home / "scores")
+        done = run_stages(replace(job, loaded=loaded), folder, home)
     if done.failure is not None:
         raise done.failure
     return done.stages

@@ -11,7 +11,7 @@ from typing import Any
 
 from mmc.build import BuildJob, StageScore, write_build
 from mmc.compile.progress import Progress, Silent
-from mmc.compile.record import digest, locked, open_stage, read_json, write_json
+from mmc.compile.record import digest, finished_stage, locked, open_stage, read_json, write_json
 from mmc.compile.stages import STAGES, with_adapters
 from mmc.compile.state import Context, State, score
 from mmc.data import Example, SplitName, load_split
@@ -76,8 +76,11 @@ class Done:
     """What ended a stage; those before it are whole."""
 
 
-def run_stages(job: CompileJob, folder: Path, scores: Path | None = None) -> Done:
-    """Runs or resumes the stages of a spec's strategy in ``folder``. Scores are kept in ``scores``, or there too."""
+def run_stages(job: CompileJob, folder: Path, siblings: Path | None = None) -> Done:
+    """Runs or resumes the stages of a spec's strategy in ``folder``.
+
+    What compiles below ``siblings`` have scored or finished with the same inputs is taken from there.
+    """
     loaded = job.loaded
     if loaded.spec.data is None or loaded.spec.metric is None:
         raise InvalidError([loaded.diagnostic((), "compiling needs `data` and `metric`", "add both to the spec")])
@@ -87,7 +90,8 @@ def run_stages(job: CompileJob, folder: Path, scores: Path | None = None) -> Don
     job.progress.say(f"run folder: {folder} (an interrupted compile goes on from there)")
     job.progress.begin("loading the model", 1)
     engines, seed = open_engines(loaded), loaded.spec.compile.seed
-    context = Context(engines, data, seed, folder, scores or folder / "scores", job.progress, job.trust)
+    scores = (siblings or folder) / "scores"
+    context = Context(engines, data, seed, folder, scores, job.progress, job.trust, siblings)
     job.progress.advance(1)
     try:
         return _run_stages(context, _first_state(context, program))
@@ -131,7 +135,7 @@ def _run_stages(context: Context, start: State) -> Done:
         folder = context.folder / f"{number}-{name}"
         began = time.perf_counter()
         try:
-            _open(context, state, name, folder)
+            folder = _open(context, state, name, folder)
             after, note = STAGES[name](context, state, folder)
             kept, verdict = _gate(context, state, after, label) if compile_.gate else (True, "")
         except Exception as error:  # whatever it is, the stages before it are not lost
@@ -144,8 +148,8 @@ def _run_stages(context: Context, start: State) -> Done:
     return Done(context, state, stages, None)
 
 
-def _open(context: Context, state: State, name: str, folder: Path) -> None:
-    """Makes the stage's folder ready; says which inputs changed since it was last used."""
+def _open(context: Context, state: State, name: str, folder: Path) -> Path:
+    """The stage's folder, made ready, or a sibling's that is done; says which inputs changed since it was last used."""
     spec = state.program.spec
     config = getattr(spec.compile, name).model_dump(mode="json")
     inputs = {
@@ -155,10 +159,15 @@ def _open(context: Context, state: State, name: str, folder: Path) -> None:
         "compile": {name: config},
         "teachers": [_teacher(context, state, t) for t in getattr(getattr(spec.compile, name), "teachers", [])],
     }
+    if context.siblings is not None and not (folder / "result.json").exists():
+        done = finished_stage(context.siblings, name, inputs)
+        if done is not None:
+            return done
     changed = open_stage(folder, inputs)
     if changed:
         listed = ", ".join(changed[:6]) + (", ..." if len(changed) > 6 else "")
         context.progress.say(f"{name}: starting over, because this changed: {listed}")
+    return folder
 
 
 def _teacher(context: Context, state: State, teacher: Teacher) -> dict[str, Any]:

@@ -58,6 +58,15 @@ def open_stage(folder: Path, inputs: Inputs) -> list[str]:
     return changed
 
 
+def finished_stage(below: Path, name: str, inputs: Inputs) -> Path | None:
+    """The folder of a stage called ``name`` anywhere below a folder that was finished with these inputs."""
+    plain = json.loads(json.dumps(inputs, default=str))
+    for result in sorted(below.rglob(f"*-{name}/result.json")):
+        if read_json(result.with_name("inputs.json")) == plain:
+            return result.parent
+    return None
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Keeps a second compile out of the same run folder. The lock of a process that is gone is taken over."""

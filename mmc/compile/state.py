@@ -55,6 +55,8 @@ class Context:
     """Folder with the scores of programs on splits; several compiles may share it."""
     progress: Progress
     trust: bool = False
+    siblings: Path | None = None
+    """Folder below which other compiles may have run the same stages already."""
 
     def data_fingerprint(self, *splits: str) -> dict[str, str]:
         return {split: fingerprint(self.data[split]) for split in splits}
