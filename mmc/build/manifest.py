@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -31,6 +31,8 @@ class StageScore:
     tokens: int
     failures: dict[str, int]
     traces: Path
+    parts: Mapping[str, float] = field(default_factory=dict)
+    """Means of the named parts of a combined metric."""
 
 
 class Difference(BaseModel):
@@ -58,6 +60,7 @@ class StageEntry(BaseModel):
     failures: dict[str, int]
     tokens_scored: int
     seconds: float
+    parts: dict[str, float] = {}
 
 
 class Manifest(BaseModel):
@@ -91,6 +94,7 @@ def make_manifest(name: str, version: str, metric: str, stages: Sequence[StageSc
                 failures=stage.failures,
                 tokens_scored=stage.tokens,
                 seconds=stage.seconds,
+                parts=dict(stage.parts),
             )
         )
     return Manifest(name=name, version=version, metric=metric, stages=entries)

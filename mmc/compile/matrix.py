@@ -6,7 +6,7 @@ seed in two of them is run once: `prompts` of [prompts, weights] is that of [pro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
@@ -30,6 +30,8 @@ class Cell:
     """Of its stages, the scoring of test included."""
     notes: tuple[str, ...]
     """What each of its stages came to."""
+    parts: Mapping[str, float]
+    """Means of the named parts of a combined metric."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,8 @@ def _stages(job: CompileJob, seed: int, arm: str, strategy: Sequence[str]) -> li
 
 def _cell(arm: str, seed: int, stages: Sequence[StageScore]) -> Cell:
     notes = tuple(f"{stage.stage}: {stage.note}" for stage in stages[1:])
-    return Cell(arm, seed, stages[-1].scores, sum(stage.seconds for stage in stages) / 60, notes)
+    minutes = sum(stage.seconds for stage in stages) / 60
+    return Cell(arm, seed, stages[-1].scores, minutes, notes, stages[-1].parts)
 
 
 def _write(job: CompileJob, matrix: Matrix) -> None:
@@ -128,6 +131,7 @@ def _write(job: CompileJob, matrix: Matrix) -> None:
                 "seed": cell.seed,
                 "minutes": round(cell.minutes, 1),
                 "notes": cell.notes,
+                "parts": cell.parts,
                 "scores": cell.scores,
             }
             for cell in matrix.cells

@@ -89,7 +89,9 @@ def run_stages(job: CompileJob, folder: Path, siblings: Path | None = None) -> D
     data: dict[str, Sequence[Example]] = {split: load_split(loaded, split) for split in SPLITS}
     job.progress.say(f"run folder: {folder} (an interrupted compile goes on from there)")
     job.progress.begin("loading the model", 1)
-    engines, seed = open_engines(loaded), loaded.spec.compile.seed
+    proposer = getattr(loaded.spec.compile.prompts, "proposer", None)
+    asked = [proposer] if proposer and "prompts" in loaded.spec.compile.strategy else []
+    engines, seed = open_engines(loaded, asked), loaded.spec.compile.seed
     scores = (siblings or folder) / "scores"
     context = Context(engines, data, seed, folder, scores, job.progress, job.trust, siblings)
     job.progress.advance(1)
@@ -212,6 +214,7 @@ def _scored(context: Context, state: State, label: str, note: str, kept: bool, s
         tokens=found.tokens,
         failures=dict(found.failures),
         traces=found.traces,
+        parts=found.parts,
     )
 
 

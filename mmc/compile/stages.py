@@ -24,7 +24,7 @@ def prompts(context: Context, state: State, folder: Path) -> tuple[State, str]:
         context.progress.begin("prompt search", 1)
 
         def on_trial(report: TrialReport) -> None:
-            context.progress.begin("prompt search", report.trials)
+            context.progress.begin("prompt search", max(1, report.trials))
             context.progress.advance(report.trial, f"round {report.round}: {report.what} {report.score.mean:.3f}")
 
         result = search(
@@ -36,6 +36,7 @@ def prompts(context: Context, state: State, folder: Path) -> tuple[State, str]:
                 config=state.program.spec.compile.prompts,
                 seed=context.seed,
                 folder=folder / "search",
+                held_out=context.data["test"],
                 on_trial=on_trial,
             )
         )

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import mmc
@@ -71,6 +72,8 @@ class Scored:
     tokens: int
     seconds: float
     traces: Path
+    parts: Mapping[str, float] = field(default_factory=dict)
+    """Means of the named parts of a combined metric; an interrupted run counts 0."""
 
     @property
     def interval(self) -> Interval:
@@ -85,8 +88,9 @@ def score(context: Context, state: State, split: str, what: str) -> Scored:
     found = read_json(folder / f"{name}.json")
     if found is None:
         found = _evaluate(context, state, split, (folder, name), what)
+    traces = folder / f"{name}.jsonl"
     return Scored(
-        tuple(found["scores"]), found["failures"], found["tokens"], found["seconds"], folder / f"{name}.jsonl"
+        tuple(found["scores"]), found["failures"], found["tokens"], found["seconds"], traces, found.get("parts", {})
     )
 
 
@@ -108,9 +112,11 @@ def _evaluate(context: Context, state: State, split: str, place: tuple[Path, str
     lines = (json.dumps(trace(t), ensure_ascii=False, default=str) + "\n" for t in result.trajectories)
     (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
     calls = [call.completion for t in result.trajectories for call in (*t.calls, *t.judged)]
+    named = sorted({part for t in result.trajectories for part in t.scores})
     found = {
         "split": split,
         "scores": result.scores,
+        "parts": {part: fmean(t.scores.get(part, 0.0) for t in result.trajectories) for part in named},
         "failures": result.failures,
         "tokens": sum(c.prompt_tokens + c.completion_tokens for c in calls),
         "seconds": round(time.perf_counter() - start, 3),

@@ -6,7 +6,7 @@ the spec, and put that into ``OPENERS``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,14 +37,14 @@ OPENERS: Mapping[str, Opener] = {"local": _local, "litellm": _litellm}
 """The spec's ``type`` of a model -> a function of (its block, path resolver, adapters by name) that opens the engine."""
 
 
-def open_engines(loaded: LoadedSpec) -> dict[str, Engine]:
-    """An engine for every model that a module uses, with the adapters of that model's modules loaded.
+def open_engines(loaded: LoadedSpec, also: Sequence[str] = ()) -> dict[str, Engine]:
+    """An engine for every model that a module uses and those in ``also``, with the adapters of that model's modules loaded.
 
     Models whose blocks are equal share one. Raises EnvironmentProblem when a model, an adapter or an extra is missing.
     """
     opened: dict[str, Engine] = {}
     engines = {}
-    for name in dict.fromkeys(m.model for m in loaded.spec.modules.values()):
+    for name in dict.fromkeys([*(m.model for m in loaded.spec.modules.values()), *also]):
         block = loaded.spec.models[name].model_dump_json()
         if block not in opened:
             opened[block] = open_engine(loaded, name)

@@ -26,7 +26,7 @@ def check(loaded: LoadedSpec) -> tuple[Diagnostic, ...]:
     """All problems of ``loaded``, sorted by place. Raises EnvironmentProblem when a path needs an unset variable."""
     checker = _Checker(loaded)
     checker.modules()
-    checker.teachers()
+    checker.stages()
     checker.program()
     checker.data()
     return tuple(sorted(set(checker.found)))
@@ -84,8 +84,12 @@ class _Checker:
             if module.model in remote and name in self.spec.adapters:
                 self.error(("adapters", name), "adapters need a `type: local` model")
 
-    def teachers(self) -> None:
+    def stages(self) -> None:
+        """Models and templates that the stages name."""
         compile_ = self.spec.compile
+        proposer = getattr(compile_.prompts, "proposer", None)
+        if proposer is not None:
+            self._known(proposer, self.spec.models, ("compile", "prompts", "proposer"), "model")
         for stage, teachers in (("distill", compile_.distill.teachers), ("weights", compile_.weights.teachers)):
             for i, teacher in enumerate(teachers):
                 path: KeyPath = ("compile", stage, "teachers", i)
@@ -389,9 +393,7 @@ class _Checker:
             return set()
 
     def _names_quietly(self, declared: model.OutputType) -> set[str]:
-        if isinstance(declared, model.EnumType) and isinstance(declared.enum, str) and "{{" in declared.enum:
-            try:
-                return names_in(declared.enum)
-            except jinja2.TemplateSyntaxError:
-                return set()
-        return set()
+        try:
+            return names_in(declared.enum) if isinstance(declared, model.EnumType) else set()
+        except jinja2.TemplateSyntaxError:
+            return set()

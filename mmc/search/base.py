@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from mmc.data import Example
-from mmc.engine.base import Engine
+from mmc.engine.base import Engine, distinct
 from mmc.metric import Interval, interval
 from mmc.program.graph import Program
 from mmc.prompt import Template
-from mmc.spec.model import HalvingSearch
+from mmc.spec.searches import BootstrapSearch, GepaSearch, HalvingSearch, MiproSearch
 
-SearchConfig = HalvingSearch
-"""A block of ``compile.prompts``; a union when there is a second strategy."""
+SearchConfig = HalvingSearch | BootstrapSearch | MiproSearch | GepaSearch
+"""A block of ``compile.prompts``."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Trial:
     rounds: int
     """Rounds it took part in; 0 when it was rejected."""
     scores: tuple[float, ...]
-    """On the first of the search's dev examples, as many as it met."""
+    """On the dev examples it met, in the search's order."""
     tokens: float
     """Mean prompt tokens a run; characters of its templates where the engine does not count tokens."""
     rejected: str = ""
@@ -60,7 +61,8 @@ class Trial:
 class SearchJob:
     """What to search, on what, and where the journal is kept; a search resumes from its journal.
 
-    Demonstrations come from ``train`` alone, choices are made on ``dev``.
+    Demonstrations come from ``train`` alone, and from none of its examples whose inputs stand in ``dev`` or ``held_out`` too;
+    choices are made on ``dev``.
     """
 
     program: Program
@@ -70,6 +72,8 @@ class SearchJob:
     config: SearchConfig
     seed: int
     folder: Path
+    held_out: Sequence[Example] = ()
+    """Examples that scores are reported on."""
     on_trial: Callable[[TrialReport], None] = lambda report: None
 
 
@@ -101,6 +105,15 @@ class Strategy(Protocol):
         dev examples.
         """
         ...
+
+
+@contextmanager
+def kept_beginnings(engines: Mapping[str, Engine]) -> Iterator[None]:
+    """Candidates share what stands before the first slot that differs: within, engines keep it computed."""
+    with ExitStack() as kept:
+        for engine in distinct(engines):
+            kept.enter_context(engine.keeping())
+        yield
 
 
 def all_templates(program: Program) -> dict[str, Template]:

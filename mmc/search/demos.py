@@ -26,6 +26,7 @@ from mmc.program.trajectory import Trajectory
 from mmc.prompt import DEMOS
 from mmc.search.base import SearchJob, TrialReport, all_templates
 from mmc.search.journal import Journal
+from mmc.search.ledger import Ledger, usage_of
 from mmc.spec.metrics import ExactMetric, F1Metric, Metric, RecallMetric, WeightedMetric
 
 TEMPERATURE = 0.7
@@ -52,10 +53,11 @@ class Found:
     samples: Mapping[str, Mapping[str, Any]]
 
 
-def find_demos(job: SearchJob, journal: Journal) -> Found:
+def find_demos(job: SearchJob, journal: Journal, ledger: Ledger) -> Found:
     """Runs the start program on training examples, or reads from the journal what that gave."""
     began, fresh = time.perf_counter(), ["demos"] not in journal
     record = journal.once(["demos"], lambda: _find(job))
+    ledger.add(record["usage"])
     if fresh and record["rewards"]:
         what = f"the start on training examples; demonstrations found: {len(record['demos'])}"
         job.on_trial(TrialReport(0, 0, 0, interval(record["rewards"]), what, time.perf_counter() - began))
@@ -68,6 +70,7 @@ def _find(job: SearchJob) -> dict[str, Any]:
     # One run even when no demonstrations are wanted: its calls are what candidate templates are tried on.
     examples = _examples(job, config.bootstrap if wanted else 1)
     runs = run_all(program, job.engines, examples, RunSettings("demos", 0, job.seed, 0.0))
+    again: list[Trajectory] = []
     demos: list[Demo] = []
     if wanted:
         unsolved = [e for e, t in zip(examples, runs, strict=True) if t.reward < 1.0]
@@ -78,19 +81,22 @@ def _find(job: SearchJob) -> dict[str, Any]:
     return {
         "rewards": [t.reward for t in runs] if wanted else [],
         "demos": [asdict(demo) for demo in demos],
+        "usage": usage_of(call.completion for t in [*runs, *again] for call in (*t.calls, *t.judged)),
         "samples": {module: inputs for module, inputs in samples.items() if inputs is not None},
     }
 
 
 def _examples(job: SearchJob, count: int) -> list[Example]:
-    """``count`` training examples in an order of their own; rows that are in dev too are passed over."""
-    held_out = {_row(example) for example in job.dev}
-    allowed = [example for example in job.train if _row(example) not in held_out]
+    """``count`` training examples in an order of their own; those with the inputs of a held-out one are passed over."""
+    held_out = {_inputs(job.program, example) for example in (*job.dev, *job.held_out)}
+    allowed = [example for example in job.train if _inputs(job.program, example) not in held_out]
     return sorted(allowed, key=lambda e: (seed_of(job.seed, "demos", e.id), e.id))[:count]
 
 
-def _row(example: Example) -> str:
-    return json.dumps(example.row, sort_keys=True, default=str)
+def _inputs(program: Program, example: Example) -> str:
+    """What the program is given for an example."""
+    inputs = {name: example.row.get(name) for name in program.spec.program.inputs}
+    return json.dumps(inputs, sort_keys=True, default=str)
 
 
 def bootstrapped(program: Program, runs: Sequence[Trajectory], most: int) -> list[Demo]:
@@ -183,7 +189,8 @@ def _plain(value: Any) -> Any:
 def demo_sets(demos: Sequence[Demo], most: int, count: int, seed: int) -> list[tuple[Demo, ...]]:
     """Up to ``count`` different sets of one module's demonstrations: full ones, half ones and single ones.
 
-    The demonstrations of a set have different inputs, and different answers as far as there are any.
+    The same ones in another order are another set. The demonstrations of a set have different inputs, and different
+    answers as far as there are any.
     """
     half = (most + 1) // 2
     sizes = [most, most, half, most, 1, half] if most else []
@@ -191,7 +198,7 @@ def demo_sets(demos: Sequence[Demo], most: int, count: int, seed: int) -> list[t
     for i in range(count if sizes else 0):
         chosen = _diverse(demos, sizes[i % len(sizes)], seed_of(seed, "set", i))
         if chosen:
-            sets.setdefault(tuple(sorted(_shown(demo) for demo in chosen)), chosen)
+            sets.setdefault(tuple(_shown(demo) for demo in chosen), chosen)
     return list(sets.values())
 
 

@@ -123,6 +123,8 @@ def identity_of(job: SearchJob) -> dict[str, Any]:
     parts["metric"] = _sha256(spec.metric.model_dump_json(by_alias=True)) if spec.metric else None
     parts |= {f"{key} (its text)": _HASH + template.sha256 for key, template in all_templates(job.program).items()}
     parts |= {f"adapters.{name}": adapter for name, adapter in job.program.adapters.items()}
+    if job.held_out:
+        parts["data.test"] = _HASH + fingerprint(job.held_out)
     return parts | {"data.train": _HASH + fingerprint(job.train), "data.dev": _HASH + fingerprint(job.dev)}
 
 

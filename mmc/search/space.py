@@ -170,8 +170,18 @@ def _picks(module: str, variants: Sequence[Variant]) -> Iterator[Pick]:
             yield Pick(module, number, tuple(zip(variant.slots, options, strict=True)))
 
 
-def make_space(program: Program, found: Found, most_demos: int, seed: int) -> tuple[Space, tuple[Refusal, ...]]:
-    """The space of a program, less the options that cannot be used by themselves."""
+def make_space(
+    program: Program,
+    found: Found,
+    most_demos: int,
+    seed: int,
+    proposed: Mapping[tuple[str, str], Sequence[str]] | None = None,
+    demos_alone: bool = False,
+) -> tuple[Space, tuple[Refusal, ...]]:
+    """The space of a program, less the options that cannot be used by themselves.
+
+    ``proposed``: (module, slot) -> more texts for that slot. ``demos_alone`` leaves templates and other slots as they are.
+    """
     variants, refusals = {}, []
     judges = {judge.module for judge in program.judges}
     for name, module in program.spec.modules.items():
@@ -179,9 +189,9 @@ def make_space(program: Program, found: Found, most_demos: int, seed: int) -> tu
             continue  # another prompt there would change the scores, not the program
         demos = [demo for demo in found.demos if demo.module == name]
         sets = demo_sets(demos, most_demos, SETS, seed_of(seed, name))
-        corner = _Corner(program, name, sets, found.samples.get(name))
+        corner = _Corner(program, name, sets, found.samples.get(name), proposed or {}, demos_alone)
         made = [corner.variant(program.templates[name])]
-        for path in module.alternatives:
+        for path in () if demos_alone else module.alternatives:
             template = Template.load(program.loaded.resolve(path))
             problem = corner.problem(template, {})
             if problem:
@@ -201,6 +211,8 @@ class _Corner:
     module: str
     sets: Sequence[tuple[Demo, ...]]
     sample: Mapping[str, Any] | None
+    proposed: Mapping[tuple[str, str], Sequence[str]]
+    demos_alone: bool
 
     def variant(self, template: Template) -> tuple[Variant, list[Refusal]]:
         """The template with all options that can be used, and those that cannot."""
@@ -223,13 +235,14 @@ class _Corner:
     def _options(self, template: Template, slot: str) -> Iterator[Option]:
         yield Option(f"{slot} as it is")
         known = {template.slots[slot].strip()}
-        for text in self.program.spec.modules[self.module].candidates.get(slot, ()):
+        candidates = self.program.spec.modules[self.module].candidates.get(slot, ())
+        for text in () if self.demos_alone else (*candidates, *self.proposed.get((self.module, slot), ())):
             if escape(text).strip() not in known:
                 known.add(escape(text).strip())
                 yield Option(f"{slot} {_short(text)!r}", text)
         if slot != DEMOS:
             return
-        if "" not in known:
+        if "" not in known and not self.demos_alone:
             yield Option("no demonstrations", "")
         for i, demos in enumerate(self.sets, 1):
             noun = "demonstration" if len(demos) == 1 else "demonstrations"

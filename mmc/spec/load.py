@@ -13,7 +13,6 @@ from pydantic_core import ErrorDetails
 from yaml import ScalarNode
 
 from mmc.errors import Diagnostic, EnvironmentProblem, InvalidError
-from mmc.spec import model
 from mmc.spec.env import expand
 from mmc.spec.marks import Document, KeyPath, parse
 from mmc.spec.model import Keys, Spec
@@ -135,12 +134,13 @@ def _translate(document: Document, details: ErrorDetails, overrides: Sequence[st
             context = details.get("ctx", {})
             tag, expected = str(context.get("tag", "")), str(context.get("expected_tags", ""))
             tags = [word.strip(" '") for word in expected.split(",") if word.strip()]
+            key = "algorithm" if (*path, "algorithm") in document.values else "type"
             message = (
-                f"unknown type {tag!r}; known are {expected}.{did_you_mean(tag, tags)}"
+                f"unknown {key} {tag!r}; known are {expected}.{did_you_mean(tag, tags)}"
                 if tag
                 else "the key 'type' is missing"
             )
-            return document.diagnostic((*path, "type") if (*path, "type") in document.values else path, message, hint)
+            return document.diagnostic((*path, key) if (*path, key) in document.values else path, message, hint)
     message = details["msg"].removeprefix("Value error, ")
     shown = details["input"]
     got = f", got {shown!r}" if isinstance(shown, str | int | float | bool) or shown is None else ""
@@ -180,7 +180,7 @@ def _known_keys(document: Document, path: KeyPath) -> set[str]:
     return set().union(*best)
 
 
-def _mappings() -> Iterator[type[Keys]]:
-    for value in vars(model).values():
-        if isinstance(value, type) and issubclass(value, Keys) and value is not Keys:
-            yield value
+def _mappings(base: type[Keys] = Keys) -> Iterator[type[Keys]]:
+    for found in base.__subclasses__():
+        yield found
+        yield from _mappings(found)

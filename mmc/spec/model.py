@@ -12,7 +12,8 @@ from pydantic import Discriminator, Field, Tag
 
 from mmc.spec.keys import Keys, Name
 from mmc.spec.metrics import Metric, WeightedPart
-from mmc.spec.optimizers import Clip, Distill, Grouping, HalvingSearch, Lora, MmGrpo, Teacher, Tuning
+from mmc.spec.optimizers import Clip, Distill, Grouping, Lora, MmGrpo, Teacher, Tuning
+from mmc.spec.searches import BootstrapSearch, GepaSearch, HalvingSearch, MiproSearch, PromptSearch
 
 Expression = str
 """A Jinja expression in double braces, such as ``{{ hits | length }}``, or plain text that may contain some."""
@@ -289,7 +290,7 @@ class Compile(Keys):
     """Stages, in order; each starts from what the last one left."""
     gate: bool = True
     """Whether a stage that does not help on dev is rolled back."""
-    prompts: HalvingSearch = HalvingSearch()
+    prompts: PromptSearch = HalvingSearch()
     distill: Distill = Distill()
     weights: MmGrpo = MmGrpo()
 
@@ -305,7 +306,10 @@ class Origin(Keys):
     """The folder of that spec, relative to this file; Python functions are imported from there."""
 
 
-__all__ = ["Clip", "Distill", "Grouping", "HalvingSearch", "Keys", "Lora", "MmGrpo", "Teacher", "Tuning"]
+__all__ = [
+    "BootstrapSearch", "Clip", "Distill", "GepaSearch", "Grouping", "HalvingSearch", "Keys", "Lora", "MiproSearch", "MmGrpo",
+    "Teacher", "Tuning",
+]  # fmt: skip
 """Defined beside this file, and part of what a spec is made of."""
 
 

@@ -1,4 +1,4 @@
-"""The blocks under ``compile``: prompt search, multi-module GRPO and distillation."""
+"""The blocks of ``compile`` that train weights: multi-module GRPO and distillation."""
 
 from __future__ import annotations
 
@@ -7,20 +7,6 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from mmc.spec.keys import Keys
-
-
-class HalvingSearch(Keys):
-    """Successive halving over the cross product of instructions, alternatives and demonstration sets; no proposer needed."""
-
-    algorithm: Literal["halving"] = "halving"
-    trials: int = Field(12, gt=0)
-    """Candidate programs drawn from the cross product, besides the start."""
-    demos: int = Field(4, ge=0)
-    """Most demonstrations put into one `demos` slot."""
-    examples: int = Field(32, gt=0)
-    """Dev examples that every candidate meets in the first round; each later round has twice as many and half the candidates."""
-    bootstrap: int = Field(64, ge=0)
-    """Training examples that the start program runs on to find demonstrations in successful trajectories."""
 
 
 class Lora(Keys):

@@ -118,7 +118,9 @@ class Bench:
         return Program.build(load(self.folder / "spec.yaml"))
 
     def job(self, program: Program, engine: Scripted, run: str = "run", **changes: Any) -> SearchJob:
-        config = HalvingSearch(**{"trials": 6, "demos": 0, "examples": 32, "bootstrap": 16} | changes.pop("config", {}))
+        own = {"trials": 6, "demos": 0, "examples": 32, "bootstrap": 16}
+        config = changes.pop("config", {})
+        config = HalvingSearch(**own | config) if isinstance(config, dict) else config
         values: dict[str, Any] = {
             "program": program,
             "engines": {"policy": engine},

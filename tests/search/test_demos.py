@@ -16,8 +16,10 @@ from mmc.program.run import RunSettings, run_all
 from mmc.search import SearchJob
 from mmc.search.demos import Demo, bootstrapped, demo_sets, find_demos, labelled
 from mmc.search.journal import Journal
+from mmc.search.ledger import Ledger
 from mmc.spec.load import load
 from mmc.spec.model import HalvingSearch
+from mmc.spec.searches import Budget
 
 SPEC = """\
 mmc: 1
@@ -169,7 +171,7 @@ def search_job(program: Program, engine: Fixed, folder: Path, **config: int) -> 
 
 
 def find(job: SearchJob) -> Any:
-    return find_demos(job, Journal(job.folder / "journal.jsonl", {}))
+    return find_demos(job, Journal(job.folder / "journal.jsonl", {}), Ledger(Budget()))
 
 
 def test_only_what_the_greedy_run_did_not_solve_is_run_again_warm(tmp_path: Path) -> None:
@@ -217,8 +219,15 @@ def test_sets_are_small_different_and_diverse(demos: list[Demo], most: int, seed
         inputs = [d.inputs["x"] for d in chosen]
         assert 0 < len(chosen) <= most
         assert len(set(inputs)) == len(inputs)
-    contents = [sorted((d.inputs["x"], d.answer) for d in chosen) for chosen in sets]
+    contents = [[(d.inputs["x"], d.answer) for d in chosen] for chosen in sets]
     assert all(contents.count(c) == 1 for c in contents)
+
+
+def test_the_same_demonstrations_in_another_order_are_another_set() -> None:
+    demos = [Demo("m", "bootstrapped", str(i), {"x": i}, "ab"[i]) for i in range(2)]
+    sets = demo_sets(demos, 2, 6, 0)
+    orders = {tuple(d.example for d in chosen) for chosen in sets if len(chosen) == 2}
+    assert orders == {("0", "1"), ("1", "0")}
 
 
 def test_different_answers_come_before_repeated_ones() -> None:

@@ -3,14 +3,14 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from mmc.errors import UsageError
 from mmc.search import STRATEGIES, SearchJob, SearchResult, TrialReport, search
 from mmc.search.halving import _rounds
-from mmc.spec.model import HalvingSearch
+from mmc.spec.searches import PromptSearch
 
 TEXTS = [f"Instruction number {word}." for word in ("one", "two", "three", "four", "five")]
 
@@ -30,7 +30,8 @@ def plain(result: SearchResult) -> dict[str, Any]:
 
 
 def test_every_algorithm_of_the_spec_has_a_strategy() -> None:
-    assert list(STRATEGIES) == [HalvingSearch().algorithm]
+    declared = [get_args(part)[0] for part in get_args(get_args(PromptSearch)[0])]
+    assert list(STRATEGIES) == [get_args(block.model_fields["algorithm"].annotation)[0] for block in declared]
 
 
 def test_the_better_instruction_wins_and_only_its_slot_changes(bench: Any, scripted: Any) -> None:
