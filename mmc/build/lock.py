@@ -22,6 +22,8 @@ PACKAGES = (
     "safetensors",
     "llguidance",
     "litellm",
+    "optuna",
+    "gepa",
     "jinja2",
     "pydantic",
     "bm25s",
