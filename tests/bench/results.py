@@ -248,7 +248,9 @@ def report(seeds: Sequence[int]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=[name for name in TASKS if name not in PAPER])
+    parser.add_argument(
+        "--tasks", nargs="+", choices=list(TASKS), default=[name for name in TASKS if name not in PAPER]
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--parallel", type=int, default=2)
     parser.add_argument("--only-report", action="store_true", help="write the page from the runs that are there")

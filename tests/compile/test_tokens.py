@@ -16,9 +16,7 @@ from mmc.program.evaluate import evaluate
 from mmc.program.graph import Program
 from mmc.program.run import RunSettings
 from mmc.spec import load
-from tests.compile.test_compile import folder
 
-__all__ = ["folder"]
 Prompts = dict[tuple[str, str], set[tuple[int, ...]]]
 """(stage of the request's key, its user message) -> the token ids it was sent as."""
 
