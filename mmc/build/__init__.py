@@ -5,6 +5,7 @@ program   the spec's own text with new paths, templates and adapters
 lock      hashes, revisions and versions of everything that went in
 manifest  scores of every stage
 card      the model card of an adapter
+diff      what differs between two specs or builds
 """
 
 from mmc.build.folder import BuildJob, write_build

@@ -14,7 +14,7 @@ from mmc.build.card import adapter_card
 from mmc.build.lock import make_lock, sha256_of
 from mmc.build.manifest import Manifest, StageScore, make_manifest
 from mmc.build.program import program_text, template_files
-from mmc.data import Example
+from mmc.data import Example, fingerprint
 from mmc.program.graph import Program
 
 
@@ -65,7 +65,19 @@ def _fill(job: BuildJob, folder: Path, final: Path) -> None:
     spec = job.program.spec
     manifest = make_manifest(spec.name, final.name, spec.metric.type if spec.metric else "none", job.stages)
     _write_json(folder / "manifest.json", manifest.model_dump(mode="json"))
+    _write_json(folder / "scores.json", _scores(job))
     _write_report(job, manifest, folder, final)
+
+
+def _scores(job: BuildJob) -> dict[str, Any]:
+    """Scores of the test examples after every stage, by the example's id."""
+    ids = [example.id for example in job.data[job.stages[0].split]]
+    return {
+        "split": job.stages[0].split,
+        "examples": ids,
+        "data": fingerprint(job.data[job.stages[0].split]),
+        "stages": {stage.stage: list(stage.scores) for stage in job.stages},
+    }
 
 
 def _write_report(job: BuildJob, manifest: Manifest, folder: Path, final: Path) -> None:

@@ -7,6 +7,7 @@ import typer
 import mmc
 from mmc.cli.check import check_command
 from mmc.cli.compile import compile_command
+from mmc.cli.diff import diff_command
 from mmc.cli.eval import eval_command
 from mmc.cli.graph import graph_command
 from mmc.cli.render import render_command
@@ -42,4 +43,5 @@ app.command("graph")(graph_command)
 app.command("run")(run_command)
 app.command("eval")(eval_command)
 app.command("compile")(compile_command)
+app.command("diff")(diff_command)
 app.command("schema")(schema_command)

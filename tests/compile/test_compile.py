@@ -44,6 +44,7 @@ def test_a_compile_leaves_a_build_that_runs_and_compiles_again(folder: Path) -> 
         "adapters/shared/README.md",
         "mmc.lock",
         "manifest.json",
+        "scores.json",
         "report.html",
     }
     text = (build / "program.yaml").read_text()
