@@ -11,7 +11,7 @@ export TOKENIZERS_PARALLELISM = false
 export HF_HUB_OFFLINE ?= 1
 export PYTHONUNBUFFERED = 1
 
-.PHONY: help setup peers demo test lint slow bench results clean
+.PHONY: help setup peers demo test lint slow bench results paper clean
 
 help:
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -73,6 +73,9 @@ bench: setup peers $(VLLM)/.ready $(DSPY)/.ready ## the trie against padded batc
 
 results: setup ## learning on public data over three seeds, and the tree against the paper; hours, resumable
 	$(BIN)/python tests/bench/results.py
+
+paper: setup $(VLLM)/.ready $(DSPY)/.ready ## the paper's three tasks: prompts, weights, both; hours, resumable
+	$(BIN)/python tests/bench/paper.py
 
 clean: ## remove what setup, peers, demo and test made
 	rm -rf $(VENV) .peers .mmc build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info

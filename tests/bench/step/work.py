@@ -39,9 +39,9 @@ def conversations(work: str, count: int) -> list[tuple[str, str]]:
     return found
 
 
-def labelled(count: int) -> list[tuple[str, str]]:
-    """Test queries and their intents."""
-    rows = [json.loads(line) for line in (_folder() / "test.jsonl").read_text().splitlines()]
+def labelled(count: int, file: str = "test.jsonl") -> list[tuple[str, str]]:
+    """Queries and their intents; of test, the first that `shuffle: 0` gives in a spec too."""
+    rows = [json.loads(line) for line in (_folder() / file).read_text().splitlines()]
     random.Random(0).shuffle(rows)
     return [(row["text"], row["label"]) for row in rows[:count]]
 
