@@ -38,6 +38,7 @@ def prompts(context: Context, state: State, folder: Path) -> tuple[State, str]:
                 folder=folder / "search",
                 held_out=context.data["test"],
                 on_trial=on_trial,
+                say=lambda line: context.progress.say(f"prompts: {line}"),
             )
         )
         templates = {name: {"path": str(t.path), "source": t.source} for name, t in result.program.templates.items()}

@@ -75,6 +75,7 @@ class SearchJob:
     held_out: Sequence[Example] = ()
     """Examples that scores are reported on."""
     on_trial: Callable[[TrialReport], None] = lambda report: None
+    say: Callable[[str], None] = lambda line: None
 
 
 @dataclass(frozen=True)

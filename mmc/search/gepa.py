@@ -23,7 +23,7 @@ from mmc.search.base import SearchJob, SearchResult, TrialReport, kept_beginning
 from mmc.search.demos import find_demos
 from mmc.search.journal import Journal, identity_of
 from mmc.search.ledger import Ledger, usage_of
-from mmc.search.propose import Proposer, places
+from mmc.search.propose import Proposer, Task, places
 from mmc.search.space import Refusal
 from mmc.search.trials import Entrant, Trials
 from mmc.spec.searches import GepaSearch
@@ -58,13 +58,15 @@ def gepa(job: SearchJob) -> SearchResult:
             adapter=evolution,
             reflection_minibatch_size=config.minibatch,
             max_metric_calls=config.runs,
-            stop_callbacks=lambda state: bool(ledger.spent),
+            stop_callbacks=lambda state: bool(ledger.spent) or evolution.failure is not None,
             use_merge=config.merge,
             skip_perfect_score=True,
             logger=_Quiet(),
             seed=job.seed % 2**31,
             raise_on_exception=True,
         )
+    if evolution.failure is not None:
+        raise evolution.failure
     entrants = [evolution.entrant(i, texts, dev) for i, texts in enumerate(found.candidates)]
     start, others = entrants[0], entrants[1:]
     whole = [entrant for entrant in others if entrant.scores.keys() >= start.scores.keys()]
@@ -85,6 +87,8 @@ class _Evolution:
         self.tokens: dict[str, list[int]] = {}
         """Candidate -> prompt tokens of its runs."""
         self.refusals: list[Refusal] = []
+        self.failure: Exception | None = None
+        """What went wrong while texts were written."""
         self._reflections = 0
 
     # --- what the library calls ---
@@ -127,13 +131,30 @@ class _Evolution:
         components_to_update: list[str],
     ) -> Texts:
         """New texts for some slots; the old one where none could be used."""
-        program, written = self._program(candidate), {}
+        try:
+            return self._proposed(candidate, reflective_dataset, components_to_update)
+        except Exception as error:  # the library would go on without a word
+            self.failure = error
+            raise
+
+    def _proposed(
+        self, candidate: Texts, cases: Mapping[str, Sequence[Mapping[str, Any]]], components: Sequence[str]
+    ) -> Texts:
+        program = self._program(candidate)
         self._reflections += 1
-        for component in components_to_update:
-            place, cases = self.places[component], [str(case["text"]) for case in reflective_dataset[component]]
-            text, reasons = self.proposer.propose(program, place, (component, self._reflections), cases)
-            self.refusals += [Refusal(f"{component}, a proposal", reason) for reason in reasons]
-            written[component] = candidate[component] if text is None else text
+        tasks = [
+            Task(
+                program,
+                self.places[component],
+                (component, self._reflections),
+                [str(case["text"]) for case in cases[component]],
+            )
+            for component in components
+        ]
+        written = {}
+        for component, made in zip(components, self.proposer.propose(tasks), strict=True):
+            self.refusals += [Refusal(f"{component}, a proposal", reason) for reason in made.refused]
+            written[component] = candidate[component] if made.text is None else made.text
         return written
 
     # --- ours ---

@@ -20,7 +20,7 @@ from mmc.search.base import SearchJob, SearchResult, kept_beginnings
 from mmc.search.demos import Found, find_demos
 from mmc.search.journal import Journal, identity_of
 from mmc.search.ledger import Ledger
-from mmc.search.propose import Place, Proposer, places
+from mmc.search.propose import Place, Proposer, Task, places
 from mmc.search.space import Candidate, Pick, Refusal, Space, make_space
 from mmc.search.trials import Entrant, Trials
 from mmc.spec.searches import MiproSearch
@@ -64,16 +64,20 @@ def _proposals(
     if config.proposer is None:
         return {}, [], "no instruction was proposed: compile.prompts names no `proposer`" if config.proposals else ""
     proposer = Proposer(job, journal, ledger, config.proposer, found.samples)
+    tasks = [
+        Task(job.program, place, (place.module, place.slot, number), _cases(found, place), TIPS[number % len(TIPS)])
+        for place in places(job.program)
+        for number in range(config.proposals)
+    ]
+    job.say(f"{config.proposer} is writing {len(tasks)} texts")
     texts: dict[tuple[str, str], list[str]] = {}
     refusals = []
-    for place in places(job.program):
-        cases = _cases(found, place)
-        for number in range(config.proposals):
-            key = (place.module, place.slot, number)
-            text, reasons = proposer.propose(job.program, place, key, cases, TIPS[number % len(TIPS)])
-            refusals += [Refusal(f"{place.module}: {place.slot}, a proposal", reason) for reason in reasons]
-            if text is not None and text not in texts.setdefault((place.module, place.slot), []):
-                texts[place.module, place.slot].append(text)
+    for task, made in zip(tasks, proposer.propose(tasks), strict=True):
+        where = task.place
+        refusals += [Refusal(f"{where.module}: {where.slot}, a proposal", reason) for reason in made.refused]
+        if made.text is not None and made.text not in texts.setdefault(where, []):
+            texts[where].append(made.text)
+    job.say(f"{sum(map(len, texts.values()))} of them can be used")
     poor = [f"{p.module}.{p.slot}" for p in places(job.program) if not texts.get((p.module, p.slot))]
     note = f"the proposer {config.proposer} wrote nothing that can be used for {', '.join(poor)}" if poor else ""
     return texts, refusals, note

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmc.engine.base import Completion, Message, Request, Sampling, seed_of
+from mmc.engine.base import Key, Message, Request, Sampling, seed_of
 from mmc.errors import RunFailure
 from mmc.program.graph import Program
 from mmc.program.outputs import format_of
@@ -38,6 +38,24 @@ class Place(NamedTuple):
 
     module: str
     slot: str
+
+
+@dataclass(frozen=True)
+class Task:
+    """A text to write: for a slot of ``program``, with finished calls to learn from and a tip. ``key`` names it."""
+
+    program: Program
+    place: Place
+    key: Key
+    cases: Sequence[str] = ()
+    tip: str = ""
+
+
+class Proposal(NamedTuple):
+    """A text that can be used, None when there is none; and why others were refused."""
+
+    text: str | None
+    refused: tuple[str, ...]
 
 
 def places(program: Program) -> dict[Place, str]:
@@ -66,64 +84,76 @@ class Proposer:
         assert isinstance(self.job.config, Proposing)
         return self.job.config
 
-    def propose(
-        self, program: Program, place: Place, key: Sequence[str | int], cases: Sequence[str] = (), tip: str = ""
-    ) -> tuple[str | None, list[str]]:
-        """A text for a slot of ``program``, None when there is none that can be used; and why others were refused."""
-        messages = list(self._question(program, place, cases, tip))
-        reasons: list[str] = []
+    def propose(self, tasks: Sequence[Task]) -> list[Proposal]:
+        """A text for each task, all asked for at once; what was refused is asked for again, with the reason."""
+        talks = {number: list(self._question(task)) for number, task in enumerate(tasks)}
+        texts: dict[int, str] = {}
+        reasons: list[list[str]] = [[] for _ in tasks]
         for attempt in range(ATTEMPTS):
-            if self.ledger.spent:
+            waiting = [number for number in talks if number not in texts]
+            if not waiting or self.ledger.spent:
                 break
-            text = self._answer([*key, attempt], messages)
-            problem = problem_of(program, place, text, self.samples.get(place.module), self._tokens, self.config)
-            if not problem:
-                return text, reasons
-            reasons.append(problem)
-            again = f"That cannot be used: {problem}. Write another text, and nothing else."
-            messages += [Message("assistant", text or "(nothing)"), Message("user", again)]
-        return None, reasons
+            answers = self._answers([((*tasks[n].key, attempt), talks[n]) for n in waiting])
+            for number, text in zip(waiting, answers, strict=True):
+                task = tasks[number]
+                sample = self.samples.get(task.place.module)
+                problem = problem_of(task.program, task.place, text, sample, self._tokens, self.config)
+                if not problem:
+                    texts[number] = text
+                    continue
+                reasons[number].append(problem)
+                again = f"That cannot be used: {problem}. Write another text, and nothing else."
+                talks[number] += [Message("assistant", text or "(nothing)"), Message("user", again)]
+        return [Proposal(texts.get(number), tuple(reasons[number])) for number in talks]
 
-    def _question(self, program: Program, place: Place, cases: Sequence[str], tip: str) -> tuple[Message, ...]:
-        spec = program.spec
+    def _question(self, task: Task) -> tuple[Message, ...]:
+        spec, template = task.program.spec, task.program.templates[task.place.module]
+        modules = [{"name": n, "inputs": list(m.inputs), "outputs": list(m.outputs)} for n, m in spec.modules.items()]
         return _ASK.render(
             {
                 "description": spec.description,
-                "modules": [
-                    {"name": n, "inputs": list(m.inputs), "outputs": list(m.outputs)} for n, m in spec.modules.items()
-                ],
-                "name": place.module,
-                "slot": place.slot,
-                "template": program.templates[place.module].source,
-                "text": program.templates[place.module].slots[place.slot].strip(),
-                "cases": [case[:SHOWN] for case in cases],
-                "tip": tip,
+                "modules": modules,
+                "name": task.place.module,
+                "slot": task.place.slot,
+                "template": template.source,
+                "text": template.slots[task.place.slot].strip(),
+                "cases": [case[:SHOWN] for case in task.cases],
+                "tip": task.tip,
                 "words": max(1, self.config.slot_tokens * 2 // 3),
             }
         )
 
-    def _answer(self, key: Sequence[str | int], messages: Sequence[Message]) -> str:
-        name = ["propose", *key, seed_of([(m.role, m.content) for m in messages])]
-        record = self.journal.once(name, lambda: self._ask(key, messages))
-        self.ledger.add(record["usage"])
-        text = str(record["text"]).strip()
-        fenced = _FENCE.match(text)
-        return (fenced[1] if fenced else text).strip().strip('"').strip()
+    def _answers(self, questions: Sequence[tuple[Key, Sequence[Message]]]) -> list[str]:
+        """What the model wrote, now or in an earlier process."""
+        names = [["propose", *key, seed_of([(m.role, m.content) for m in messages])] for key, messages in questions]
+        fresh = [number for number, name in enumerate(names) if name not in self.journal]
+        done = dict(zip(fresh, self._ask([questions[number] for number in fresh]), strict=True)) if fresh else {}
+        texts = []
+        for number, name in enumerate(names):
+            record = self.journal.once(name, lambda number=number: done[number])  # type: ignore[misc]
+            self.ledger.add(record["usage"])
+            text = str(record["text"]).strip()
+            fenced = _FENCE.match(text)
+            texts.append((fenced[1] if fenced else text).strip().strip('"').strip())
+        return texts
 
-    def _ask(self, key: Sequence[str | int], messages: Sequence[Message]) -> dict[str, Any]:
+    def _ask(self, questions: Sequence[tuple[Key, Sequence[Message]]]) -> list[dict[str, Any]]:
         engine = self.job.engines[self.model]
         sampling = Sampling(self.config.temperature, self.config.slot_tokens + 64)
-        request = Request(("propose", *key), tuple(messages), sampling, seed=self.job.seed)
 
-        async def ask() -> Completion:
-            with engine.client():
-                return await engine.complete(request)
+        async def one(key: Key, messages: Sequence[Message]) -> dict[str, Any]:
+            request = Request(("propose", *key), tuple(messages), sampling, seed=self.job.seed)
+            try:
+                with engine.client():
+                    done = await engine.complete(request)
+            except RunFailure as error:
+                return {"text": "", "error": str(error), "usage": usage_of([])}
+            return {"text": done.text, "usage": usage_of([done])}
 
-        try:
-            done = asyncio.run(ask())
-        except RunFailure as error:
-            return {"text": "", "error": str(error), "usage": usage_of([])}
-        return {"text": done.text, "usage": usage_of([done])}
+        async def everything() -> list[dict[str, Any]]:
+            return list(await asyncio.gather(*(one(key, messages) for key, messages in questions)))
+
+        return asyncio.run(everything())
 
     def _tokens(self, module: str, text: str) -> int:
         """Tokens of ``text`` for the model that reads it; the chat's own are subtracted."""

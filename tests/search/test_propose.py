@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from mmc.engine.base import Completion, Message, Request
+from mmc.errors import EnvironmentProblem
 from mmc.search import search
 from mmc.search.journal import Journal
 from mmc.search.ledger import Ledger, usage_of
-from mmc.search.propose import Place, Proposer, places
+from mmc.search.propose import Place, Proposer, Task, places
 from mmc.spec.searches import BootstrapSearch, Budget, GepaSearch, MiproSearch
 
 SAMPLE = {"classify": {"thing": "a thing"}}
@@ -60,6 +61,10 @@ def proposer(bench: Any, scripted: Any, program: Any, writer: Writer, **config: 
     return Proposer(job, Journal(job.folder / "journal.jsonl", {}), Ledger(block.budget), "writer", SAMPLE)
 
 
+def task(program: Any) -> Task:
+    return Task(program, Place("classify", "instruction"), ("x",))
+
+
 BAD = [
     ("", "it is empty"),
     ("Name the colour.", "what stands there already"),
@@ -73,8 +78,8 @@ BAD = [
 def test_a_bad_text_goes_back_with_the_reason(bench: Any, scripted: Any, text: str, reason: str) -> None:
     writer = Writer(lambda n, messages: text if n == 0 else "Say which colour it is.")
     program = bench.program()
-    found, reasons = proposer(bench, scripted, program, writer, slot_tokens=30).propose(
-        program, Place("classify", "instruction"), ("x",)
+    ((found, reasons),) = proposer(bench, scripted, program, writer, slot_tokens=30).propose(
+        [Task(program, Place("classify", "instruction"), ("x",))]
     )
     assert found == "Say which colour it is." and len(reasons) == 1 and reason in reasons[0]
     said = writer.asked[1].messages[-1].content
@@ -83,8 +88,8 @@ def test_a_bad_text_goes_back_with_the_reason(bench: Any, scripted: Any, text: s
 
 def test_after_three_bad_texts_it_gives_up(bench: Any, scripted: Any) -> None:
     writer, program = Writer(lambda n, messages: ""), bench.program()
-    found, reasons = proposer(bench, scripted, program, writer).propose(
-        program, Place("classify", "instruction"), ("x",)
+    ((found, reasons),) = proposer(bench, scripted, program, writer).propose(
+        [Task(program, Place("classify", "instruction"), ("x",))]
     )
     assert found is None and len(reasons) == len(writer.asked) == 3
 
@@ -93,17 +98,16 @@ def test_a_text_must_go_on_naming_the_outputs(bench: Any, scripted: Any) -> None
     spec = bench.spec.replace("constrain: true", "format: json").replace("{enum: [red, green, blue, black]}", "str")
     program = bench.program(template=JSON_TEMPLATE, spec=spec)
     writer = Writer(lambda n, messages: ["Answer in JSON.", "Give JSON with the key colour."][n])
-    found, reasons = proposer(bench, scripted, program, writer).propose(
-        program, Place("classify", "instruction"), ("x",)
+    ((found, reasons),) = proposer(bench, scripted, program, writer).propose(
+        [Task(program, Place("classify", "instruction"), ("x",))]
     )
-    assert found == "Give JSON with the key colour." and reasons == ["it no longer says that the answer holds colour"]
+    assert found == "Give JSON with the key colour." and reasons == ("it no longer says that the answer holds colour",)
 
 
 def test_the_proposer_sees_the_prompt_and_the_text_without_fences_is_taken(bench: Any, scripted: Any) -> None:
     writer, program = Writer(lambda n, messages: '```\n"Do it well."\n```'), bench.program()
-    found, _ = proposer(bench, scripted, program, writer).propose(
-        program, Place("classify", "instruction"), ("x",), ["thing: a\nA good answer: red"], "Be brief."
-    )
+    asked = Task(program, Place("classify", "instruction"), ("x",), ["thing: a\nA good answer: red"], "Be brief.")
+    ((found, _),) = proposer(bench, scripted, program, writer).propose([asked])
     question = writer.asked[0].messages[-1].content
     assert found == "Do it well."
     for part in ("classify: thing -> colour", "Name the colour.", "{{ thing }}", "A good answer: red", "Be brief."):
@@ -178,6 +182,20 @@ def test_gepa_evolves_texts_and_resumes(bench: Any, scripted: Any) -> None:
     assert len(first.best_scores) == 96 and sum(first.best_scores) > sum(first.start_scores)
     assert not engine.requests and not writer.asked, "a second search reads everything from the journal"
     assert results[1].note == first.note and results[1].trials == first.trials
+
+
+def test_a_proposer_that_breaks_ends_the_search_loudly(bench: Any, scripted: Any) -> None:
+    def broken(number: int, messages: Sequence[Message]) -> str:
+        raise EnvironmentProblem("the key was refused")
+
+    for algorithm in ("gepa", "mipro"):
+        block = {"gepa": GepaSearch, "mipro": MiproSearch}[algorithm](
+            algorithm=algorithm, proposer="writer", examples=16
+        )
+        job = bench.job(bench.program(), scripted(quality), algorithm, config=block)
+        job.engines["writer"] = Writer(broken)
+        with pytest.raises(EnvironmentProblem, match="the key was refused"):
+            search(job)
 
 
 def test_gepa_shows_the_proposer_what_went_wrong(bench: Any, scripted: Any) -> None:
