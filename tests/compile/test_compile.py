@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -180,8 +181,6 @@ def test_a_stage_that_makes_dev_worse_is_rolled_back(folder: Path, monkeypatch: 
     def pessimistic(context: Any, state: Any, split: str, what: str) -> Any:
         found = real(context, state, split, what)
         if split == "dev":
-            from dataclasses import replace
-
             return replace(found, scores=tuple(0.0 if what.startswith("after") else 1.0 for _ in found.scores))
         return found
 
@@ -240,6 +239,33 @@ def test_stages_that_occur_twice_get_a_suffix(folder: Path) -> None:
     result = compiled(folder, "compile.strategy=[weights, weights]", "compile.weights.steps=1")
     assert [s.stage for s in result.stages] == ["start", "weights", "weights.2"]
     assert set(STAGES) == {"prompts", "distill", "weights"}
+
+
+def test_search_goes_on_from_trained_weights_and_training_from_chosen_prompts(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mmc.compile import stages as module
+
+    jobs: list[Any] = []
+    real = module.search
+
+    def replaced(job: Any) -> Any:
+        """The search's result, but with the first candidate in the place of the start."""
+        jobs.append(job)
+        text = job.program.spec.modules["query"].candidates["instruction"][len(jobs) - 1]
+        chosen = {"query": job.program.templates["query"].with_slot("instruction", text)}
+        return replace(real(job), program=job.program.with_templates(chosen))
+
+    monkeypatch.setattr(module, "search", replaced)
+    result = compiled(folder, "compile.strategy=[prompts, weights, prompts, weights]", "compile.weights.steps=1")
+    assert [s.stage for s in result.stages] == ["start", "prompts", "weights", "prompts.2", "weights.2"]
+    first, second = jobs
+    assert set(first.program.adapters.values()) == {None}
+    adapter = second.program.adapters["query"]
+    assert adapter is not None and "2-weights" in adapter, "the second search runs the trained program"
+    assert second.program.templates["query"].slots["instruction"] == "Write words."
+    assert "Say it." in (result.build / "templates/query.j2").read_text()
+    assert (result.build / "adapters/shared").is_dir()
 
 
 def test_changed_keys_are_named_by_their_leaves() -> None:
