@@ -12,6 +12,7 @@ import jinja2
 from mmc.data import read_rows
 from mmc.errors import Diagnostic, InvalidError
 from mmc.program.expression import compile_value, names_in
+from mmc.program.node import EXAMPLE
 from mmc.program.steps import called, metric_fields, returns
 from mmc.prompt import Template
 from mmc.spec import model
@@ -320,7 +321,7 @@ class _Checker:
             for name in self.spec.modules[judge.module].inputs:
                 place = (*path, "with", name) if name in judge.with_ else (*path, "module")
                 used = self._names(place, judge.with_[name]) if name in judge.with_ else {name}
-                found |= dict.fromkeys(used - set(outputs), place)
+                found |= dict.fromkeys(used - set(outputs) - {EXAMPLE}, place)
         return found
 
     def _shaping(self) -> None:

@@ -12,7 +12,7 @@ from mmc.errors import EnvironmentProblem, RunFailure, UsageError
 from mmc.metric import Score
 from mmc.program.call import complete, make_request, typed_inputs
 from mmc.program.graph import Program
-from mmc.program.node import JudgeNode
+from mmc.program.node import EXAMPLE, JudgeNode
 from mmc.program.trajectory import Call
 from mmc.spec.marks import KeyPath
 
@@ -34,7 +34,7 @@ async def scored(
             for engine in distinct(engines):
                 clients.enter_context(engine.client())
         for judge in program.judges:
-            call = await _asked(program, engines, judge, {**row, **outputs})
+            call = await _asked(program, engines, judge, {**row, **outputs, EXAMPLE: row})
             verdicts[judge.path] = _verdict(judge, (call.outputs or {})[judge.output])
             calls.append(call)
     return program.metric(outputs, row, verdicts), tuple(calls)

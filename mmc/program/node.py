@@ -61,6 +61,10 @@ class ReturnNode:
     values: Mapping[str, Expression]
 
 
+EXAMPLE = "example"
+"""What a judge's expressions call the row of data, for columns that have an output's name."""
+
+
 @dataclass(frozen=True)
 class JudgeNode:
     """An LM judge of the metric; ``path`` is the key path of its block."""

@@ -54,7 +54,7 @@ class JudgeMetric(Keys):
     module: Name
     with_: dict[Name, Any] = Field(default={}, alias="with")
     """Inputs of the module, as expressions over the program's outputs and the columns of the data; one that is left out is
-    the output or column of the same name."""
+    the output or column of the same name. `example` is the whole row, for a column that has an output's name."""
     output: Name | None = None
     """Which of the module's outputs is the verdict, a bool or a number; may be left out when there is one."""
     out_of: float = Field(1.0, gt=0)

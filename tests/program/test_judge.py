@@ -37,7 +37,7 @@ metric:
     - {name: same, weight: 0.5, metric: {type: exact, predicted: out, gold: gold}}
     - name: judge
       weight: 0.5
-      metric: {type: judge, module: grade, with: {text: "{{ out }} for {{ gold }}"}OUT_OF}
+      metric: {type: judge, module: grade, with: {text: "{{ out }} for {{ example.gold }}"}OUT_OF}
 program:
   inputs: {text: str}
   steps: [{call: echo}]

@@ -20,20 +20,25 @@ def test_the_helpdesk_spec_has_no_problem() -> None:
 
 
 @pytest.mark.skipif("MMC_DATA" not in os.environ, reason="needs the public data sets")
-@pytest.mark.parametrize("name", ["banking77", "hover"])
+@pytest.mark.parametrize("name", ["banking77", "banking77_retrieval", "hover", "papillon"])
 def test_the_specs_on_public_data_have_no_problem(name: str) -> None:
     assert check(load(REPO / f"specs/{name}.yaml")) == ()
 
 
 def test_the_readmes_spec_has_no_problem(tmp_path: Path) -> None:
     found = re.findall(r"```(yaml|jinja)\n(.*?)```", (REPO / "README.md").read_text(), re.DOTALL)
-    spec, training = (text for kind, text in found if kind == "yaml")
+    spec, metric, search, training = (text for kind, text in found if kind == "yaml")
     (template,) = (text for kind, text in found if kind == "jinja")
     (tmp_path / "answer.j2").write_text(template)
     (tmp_path / "shown.j2").write_text(template)
+    (tmp_path / "grade.j2").write_text("{{ answer }} {{ reference }}")
     row = json.dumps({"question": "grass?", "colour": "green"})
     (tmp_path / "rows.jsonl").write_text("\n".join([row] * 10))
-    for text in (spec, spec[: spec.index("compile:")] + training):
+    head = spec[: spec.index("compile:")]
+    writer = "models:\n  writer: {type: litellm, model: openai/gpt-4.1-mini}"
+    grade = "modules:\n  grade: {model: policy, template: grade.j2, inputs: {answer: str, reference: str}, outputs: {good: bool}}"
+    judged = re.sub(r"^metric: .*\n", metric, head, flags=re.MULTILINE).replace("modules:", grade)
+    for text in (spec, head + training, head.replace("models:", writer) + search, judged):
         (tmp_path / "spec.yaml").write_text(text)
         assert check(load(tmp_path / "spec.yaml")) == ()
 
