@@ -76,6 +76,13 @@ def _paths(spec: Spec) -> Iterator[tuple[KeyPath, str]]:
         for output, declared in module.outputs.items():
             if isinstance(declared, EnumType) and isinstance(declared.enum, str) and "{{" not in declared.enum:
                 yield ("modules", name, "outputs", output, "enum"), declared.enum
+    for stage, teachers in (("distill", spec.compile.distill.teachers), ("weights", spec.compile.weights.teachers)):
+        for i, teacher in enumerate(teachers):
+            place: KeyPath = ("compile", stage, "teachers", i)
+            if teacher.spec is not None:
+                yield (*place, "spec"), teacher.spec
+            for name, template in teacher.templates.items():
+                yield (*place, "templates", name), template
     if spec.data is not None:
         for split in ("train", "dev", "test"):
             yield ("data", split, "file"), getattr(spec.data, split).file

@@ -19,6 +19,7 @@ from mmc.compile import CompileJob, CompileResult, compile_spec, run_matrix
 from mmc.compile.record import changed_keys
 from mmc.compile.stages import STAGES
 from mmc.errors import UsageError
+from mmc.program.graph import Program
 from mmc.spec import load
 
 
@@ -59,6 +60,17 @@ def test_a_compile_leaves_a_build_that_runs_and_compiles_again(folder: Path) -> 
     assert lock["data"]["train"]["rows"] == 8 and lock["models"]["policy"]["source"].startswith("path:")
     second = compile_spec(CompileJob(load(build, ["compile.strategy=[weights]"]), folder / "second", folder / "runs"))
     assert second.stages[0].scores == result.stages[-1].scores, "the build starts where the compile ended"
+
+
+def test_a_build_finds_the_teachers_of_its_spec(folder: Path) -> None:
+    (folder / "other.yaml").write_text((folder / "spec.yaml").read_text())
+    teachers = "[{templates: {query: query.j2}}, {spec: other.yaml}]"
+    result = compiled(folder, "compile.strategy=[]", f"compile.distill.teachers={teachers}")
+    again = load(result.build)
+    first, second = again.spec.compile.distill.teachers
+    assert again.resolve(first.templates["query"]) == folder / "query.j2"
+    assert second.spec is not None and again.resolve(second.spec) == folder / "other.yaml"
+    Program.build(again)
 
 
 def test_whole_weights_that_were_tuned_are_in_the_build(folder: Path) -> None:
@@ -158,7 +170,6 @@ def test_a_changed_input_makes_later_stages_stale_alone(folder: Path) -> None:
 
 def test_a_changed_corpus_or_included_file_is_noticed(folder: Path) -> None:
     from mmc.compile.state import State
-    from mmc.program.graph import Program
 
     (folder / "pick.j2").write_text("{% user %}{% include 'part.j2' %}{{ question }} {{ hits[0].title }}{% enduser %}")
     (folder / "part.j2").write_text("Well: ")
