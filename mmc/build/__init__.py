@@ -6,6 +6,8 @@ lock      hashes, revisions and versions of everything that went in
 manifest  scores of every stage
 card      the model card of an adapter
 diff      what differs between two specs or builds
+verify    whether a build is still what its lock says
+example   the examples that come with mmc, as somebody's own project
 """
 
 from mmc.build.folder import BuildJob, write_build

@@ -33,7 +33,7 @@ def program_text(
     """The text of program.yaml for a build in ``folder``. ``templates`` and ``adapters`` are by module, relative to it."""
     loaded = program.loaded
     changes: dict[KeyPath, object] = {}
-    for path, value in _paths(loaded.spec):
+    for path, value in spec_paths(loaded.spec):
         moved = _moved(value, loaded.folder, folder)
         if moved != value:
             changes[path] = moved
@@ -57,8 +57,8 @@ def _moved(value: str, old: Path, new: Path) -> str:
     return os.path.relpath((old / value).resolve(), new)
 
 
-def _paths(spec: Spec) -> Iterator[tuple[KeyPath, str]]:
-    """Every value of a spec that may be a relative path, with where it stands."""
+def spec_paths(spec: Spec, templates: bool = False) -> Iterator[tuple[KeyPath, str]]:
+    """Every value of a spec that may be a relative path, with where it stands; the modules' templates if asked for."""
     for name, model in spec.models.items():
         if isinstance(model, LiteLlmModel):
             continue
@@ -71,6 +71,8 @@ def _paths(spec: Spec) -> Iterator[tuple[KeyPath, str]]:
         if isinstance(tool, Bm25Tool):
             yield ("tools", name, "corpus"), tool.corpus
     for name, module in spec.modules.items():
+        if templates:
+            yield ("modules", name, "template"), module.template
         for i, alternative in enumerate(module.alternatives):
             yield ("modules", name, "alternatives", i), alternative
         for output, declared in module.outputs.items():

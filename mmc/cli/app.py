@@ -10,9 +10,11 @@ from mmc.cli.compile import compile_command
 from mmc.cli.diff import diff_command
 from mmc.cli.eval import eval_command
 from mmc.cli.graph import graph_command
+from mmc.cli.init import init_command
 from mmc.cli.render import render_command
 from mmc.cli.run import run_command
 from mmc.cli.schema import schema_command
+from mmc.cli.verify import verify_command
 
 app = typer.Typer(
     name="mmc",
@@ -37,6 +39,7 @@ def options(
     """Compile multi-module LM programs: prompts searched, weights trained, one readable build."""
 
 
+app.command("init")(init_command)
 app.command("check")(check_command)
 app.command("render")(render_command)
 app.command("graph")(graph_command)
@@ -44,4 +47,5 @@ app.command("run")(run_command)
 app.command("eval")(eval_command)
 app.command("compile")(compile_command)
 app.command("diff")(diff_command)
+app.command("verify")(verify_command)
 app.command("schema")(schema_command)

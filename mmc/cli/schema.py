@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 
 def schema_command() -> None:
     """Print the JSON schema of a spec, for editors."""
-    from mmc.spec.schema import json_schema
+    from mmc.spec.schema import schema_text
 
-    print(json.dumps(json_schema(), indent=2))
+    print(schema_text(), end="")

@@ -145,7 +145,7 @@ def test_an_unset_variable_is_an_environment_problem() -> None:
     found = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, check=False)
     assert (
         found.returncode == 4
-        and "banking77.yaml:16:22: error: the environment variable MMC_DATA is not set" in found.stderr
+        and "banking77.yaml:17:22: error: the environment variable MMC_DATA is not set" in found.stderr
     )
 
 
@@ -159,7 +159,7 @@ def test_a_crash_writes_a_log_and_shows_no_traceback(
         raise RuntimeError("surprise")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(schema, "json_schema", crash)
+    monkeypatch.setattr(schema, "schema_text", crash)
     assert execute(["schema"]) == 1
     shown = capsys.readouterr().err
     assert "this is a bug in mmc: RuntimeError: surprise" in shown and "Traceback" not in shown

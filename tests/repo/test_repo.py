@@ -11,6 +11,7 @@ import pytest
 
 from mmc.program.check import check
 from mmc.spec import load
+from mmc.spec.schema import schema_text
 
 REPO = Path(__file__).parents[2]
 
@@ -41,6 +42,12 @@ def test_the_readmes_spec_has_no_problem(tmp_path: Path) -> None:
     for text in (spec, head + training, head.replace("models:", writer) + search, judged):
         (tmp_path / "spec.yaml").write_text(text)
         assert check(load(tmp_path / "spec.yaml")) == ()
+
+
+def test_the_schema_beside_the_specs_is_the_present_one_and_every_spec_names_it() -> None:
+    assert (REPO / "specs/mmc.schema.json").read_text() == schema_text(), "run: mmc schema > specs/mmc.schema.json"
+    for spec in (REPO / "specs").glob("*.yaml"):
+        assert spec.read_text().startswith("# yaml-language-server: $schema=./mmc.schema.json\n"), spec.name
 
 
 def test_helpdesk_data_is_what_its_readme_says() -> None:

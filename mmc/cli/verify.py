@@ -1,0 +1,28 @@
+"""mmc verify: whether a build is what its lock says."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mmc.cli.common import JsonOption, print_json
+
+
+def verify_command(
+    build: Annotated[Path, typer.Argument(metavar="BUILD", help="A build folder.")], json_: JsonOption = False
+) -> None:
+    """Compare a build's templates, adapters, corpora and data with the hashes in its mmc.lock."""
+    from mmc.build.verify import verify
+
+    found = verify(build)
+    if json_:
+        print_json([asdict(one) for one in found])
+    else:
+        width = max(len(one.name) for one in found)
+        for one in found:
+            print(f"{one.name:<{width}}  {one.verdict}" + (f"  {one.detail}" if one.detail else ""))
+    if any(one.verdict in ("changed", "missing") for one in found):
+        raise typer.Exit(3)
