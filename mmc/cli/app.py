@@ -8,6 +8,7 @@ import mmc
 from mmc.cli.check import check_command
 from mmc.cli.compile import compile_command
 from mmc.cli.diff import diff_command
+from mmc.cli.doctor import doctor_command
 from mmc.cli.eval import eval_command
 from mmc.cli.graph import graph_command
 from mmc.cli.init import init_command
@@ -48,4 +49,5 @@ app.command("eval")(eval_command)
 app.command("compile")(compile_command)
 app.command("diff")(diff_command)
 app.command("verify")(verify_command)
+app.command("doctor")(doctor_command)
 app.command("schema")(schema_command)
