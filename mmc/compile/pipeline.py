@@ -139,7 +139,7 @@ def _run_stages(context: Context, start: State) -> Done:
         try:
             folder = _open(context, state, name, folder)
             after, note = STAGES[name](context, state, folder)
-            kept, verdict = _gate(context, state, after, label) if compile_.gate else (True, "")
+            kept, verdict = _gate(context, (state, after), label, folder) if compile_.gate else (True, "")
         except Exception as error:  # whatever it is, the stages before it are not lost
             context.progress.say(f"{label} failed")
             return Done(context, state, stages, error)
@@ -182,18 +182,29 @@ def _teacher(context: Context, state: State, teacher: Teacher) -> dict[str, Any]
     return State(Program.build(other, context.trust), folders).fingerprint()
 
 
-def _gate(context: Context, before: State, after: State, label: str) -> tuple[bool, str]:
+def _gate(context: Context, states: tuple[State, State], label: str, folder: Path) -> tuple[bool, str]:
     """Whether the stage stays: not when dev got worse."""
+    before, after = states
     if after.fingerprint() == before.fingerprint():
         return True, ""
-    old = score(context, before, "dev", f"before {label}")
-    new = score(context, after, "dev", f"after {label}")
-    difference = paired(old.scores, new.scores)
+    old, new = _met(context, folder) or (
+        score(context, before, "dev", f"before {label}").scores,
+        score(context, after, "dev", f"after {label}").scores,
+    )
+    difference = paired(old, new)
     change = f"dev {difference.mean:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
     if difference.mean < 0:
         context.progress.say(f"{label}: rolled back, {change}")
         return False, f"rolled back: {change}"
     return True, change
+
+
+def _met(context: Context, folder: Path) -> tuple[list[float], list[float]] | None:
+    """Scores before and after a search that has itself met every dev example; None when it has not."""
+    found = (read_json(folder / "result.json") or {}).get("dev")
+    if found is None or sorted(found["examples"]) != sorted(example.id for example in context.data["dev"]):
+        return None
+    return found["before"], found["after"]
 
 
 def _scored(context: Context, state: State, label: str, note: str, kept: bool, seconds: float = 0.0) -> StageScore:

@@ -42,7 +42,8 @@ def prompts(context: Context, state: State, folder: Path) -> tuple[State, str]:
             )
         )
         templates = {name: {"path": str(t.path), "source": t.source} for name, t in result.program.templates.items()}
-        found = {"note": result.note, "replaced": result.replaced, "templates": templates}
+        scores = {"examples": result.examples, "before": result.start_scores, "after": result.best_scores}
+        found = {"note": result.note, "replaced": result.replaced, "templates": templates, "dev": scores}
         write_json(folder / "result.json", found)
     chosen = {name: Template(Path(t["path"]), t["source"]) for name, t in found["templates"].items()}
     return State(state.program.with_templates(chosen), state.adapters), found["note"]

@@ -246,6 +246,33 @@ def test_a_matrix_needs_both_halves(folder: Path) -> None:
         run_matrix(job, [0])
 
 
+def test_dev_is_not_scored_again_where_the_search_has_met_all_of_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mmc.compile import pipeline, stages
+
+    real = stages.search
+
+    def replaced(job: Any) -> Any:
+        """The search's result, but with a candidate in the place of the start."""
+        found = real(job)
+        chosen = {"query": job.program.templates["query"].with_slot("instruction", "Say it.")}
+        return replace(found, program=job.program.with_templates(chosen))
+
+    scored: list[str] = []
+    monkeypatch.setattr(stages, "search", replaced)
+    real_score = pipeline.score
+    monkeypatch.setattr(
+        pipeline, "score", lambda c, s, split, what: (scored.append(split), real_score(c, s, split, what))[1]
+    )
+    options = ["compile.gate=true", "compile.strategy=[prompts]"]
+    # Six dev examples: a search whose first round meets all of them, and one that meets four.
+    result = compiled(folder, *options, "compile.prompts.examples=6", "compile.prompts.trials=1")
+    assert "dev" not in scored and "dev +" in result.stages[1].note
+    compiled(folder, *options, "compile.prompts.examples=4", "compile.prompts.trials=1", out="other")
+    assert scored.count("dev") == 2
+
+
 def test_stages_that_occur_twice_get_a_suffix(folder: Path) -> None:
     result = compiled(folder, "compile.strategy=[weights, weights]", "compile.weights.steps=1")
     assert [s.stage for s in result.stages] == ["start", "weights", "weights.2"]
