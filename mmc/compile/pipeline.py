@@ -12,7 +12,7 @@ from typing import Any
 from mmc.build import BuildJob, StageScore, write_build
 from mmc.compile.progress import Progress, Silent
 from mmc.compile.record import digest, finished_stage, locked, open_stage, read_json, write_json
-from mmc.compile.stages import STAGES, with_adapters
+from mmc.compile.stages import STAGES, load_first
 from mmc.compile.state import Context, State, score
 from mmc.data import Example, SplitName, load_split
 from mmc.engine import open_engines
@@ -96,7 +96,7 @@ def run_stages(job: CompileJob, folder: Path, siblings: Path | None = None) -> D
     context = Context(engines, data, seed, folder, scores, job.progress, job.trust, siblings)
     job.progress.advance(1)
     try:
-        return _run_stages(context, _first_state(context, program))
+        return _run_stages(context, load_first(context, program))
     finally:
         for engine in distinct(engines):
             engine.close()
@@ -117,14 +117,6 @@ def run_folder(job: CompileJob) -> Path:
     """The same for the same spec file and output folder, so that a second call finds what the first one left."""
     place = digest([str(job.loaded.path), str(job.out.resolve())])[:8]
     return (job.runs / f"{job.loaded.spec.name}-{place}").resolve()
-
-
-def _first_state(context: Context, program: Program) -> State:
-    """The start. A build that is compiled again starts from its adapters."""
-    folders = {
-        m: program.loaded.resolve(path) for m, path in program.spec.adapters.items() if m in program.spec.modules
-    }
-    return with_adapters(context, State(program), folders) if folders else State(program)
 
 
 def _run_stages(context: Context, start: State) -> Done:
@@ -150,17 +142,21 @@ def _run_stages(context: Context, start: State) -> Done:
     return Done(context, state, stages, None)
 
 
-def _open(context: Context, state: State, name: str, folder: Path) -> Path:
-    """The stage's folder, made ready, or a sibling's that is done; says which inputs changed since it was last used."""
-    spec = state.program.spec
-    config = getattr(spec.compile, name).model_dump(mode="json")
-    inputs = {
+def stage_inputs(context: Context, state: State, name: str) -> dict[str, Any]:
+    """Everything that a stage's outcome depends on."""
+    config = getattr(state.program.spec.compile, name)
+    return {
         "state": state.fingerprint(),
         "data": context.data_fingerprint("train", "dev"),
         "seed": context.seed,
-        "compile": {name: config},
-        "teachers": [_teacher(context, state, t) for t in getattr(getattr(spec.compile, name), "teachers", [])],
+        "compile": {name: config.model_dump(mode="json")},
+        "teachers": [_teacher(context, state, teacher) for teacher in getattr(config, "teachers", [])],
     }
+
+
+def _open(context: Context, state: State, name: str, folder: Path) -> Path:
+    """The stage's folder, made ready, or a sibling's that is done; says which inputs changed since it was last used."""
+    inputs = stage_inputs(context, state, name)
     if context.siblings is not None and not (folder / "result.json").exists():
         done = finished_stage(context.siblings, name, inputs)
         if done is not None:

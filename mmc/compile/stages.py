@@ -9,6 +9,7 @@ from typing import Any
 from mmc.compile.record import read_json, write_json
 from mmc.compile.state import Context, State
 from mmc.errors import EnvironmentProblem
+from mmc.program.graph import Program
 from mmc.prompt import Template
 from mmc.search import SearchJob, TrialReport, search
 
@@ -45,8 +46,7 @@ def prompts(context: Context, state: State, folder: Path) -> tuple[State, str]:
         scores = {"examples": result.examples, "before": result.start_scores, "after": result.best_scores}
         found = {"note": result.note, "replaced": result.replaced, "templates": templates, "dev": scores}
         write_json(folder / "result.json", found)
-    chosen = {name: Template(Path(t["path"]), t["source"]) for name, t in found["templates"].items()}
-    return State(state.program.with_templates(chosen), state.adapters), found["note"]
+    return state_after("prompts", state, folder), found["note"]
 
 
 def weights(context: Context, state: State, folder: Path) -> tuple[State, str]:
@@ -81,7 +81,7 @@ def weights(context: Context, state: State, folder: Path) -> tuple[State, str]:
         )
         found = {"note": f"{result.steps} steps of mmGRPO", "adapters": _relative(result.adapters, folder)}
         write_json(folder / "result.json", found)
-    return with_adapters(context, state, {m: folder / path for m, path in found["adapters"].items()}), found["note"]
+    return _loaded(context, state, state_after("weights", state, folder)), found["note"]
 
 
 def distill(context: Context, state: State, folder: Path) -> tuple[State, str]:
@@ -115,20 +115,41 @@ def distill(context: Context, state: State, folder: Path) -> tuple[State, str]:
         note = f"{result.passed} of {result.runs} runs passed, on {result.covered} of {result.examples} examples"
         found = {"note": note, "adapters": _relative(result.adapters, folder)}
         write_json(folder / "result.json", found)
-    return with_adapters(context, state, {m: folder / path for m, path in found["adapters"].items()}), found["note"]
+    return _loaded(context, state, state_after("distill", state, folder)), found["note"]
 
 
 def _relative(adapters: Mapping[str, Path], folder: Path) -> dict[str, str]:
     return {module: str(path.relative_to(folder)) for module, path in adapters.items()}
 
 
-def with_adapters(context: Context, state: State, folders: Mapping[str, Path]) -> State:
-    """The program with the adapters in ``folders`` loaded, each under its folder's name."""
-    for module, folder in folders.items():
-        engine: Any = context.engines[state.program.spec.modules[module].model]
-        engine.adapters.load(str(folder), folder)
-    names: dict[str, str | None] = {module: str(folder) for module, folder in folders.items()}
-    return State(state.program.with_adapters(names), {**state.adapters, **folders})
+def state_after(name: str, state: State, folder: Path) -> State:
+    """The program after a finished stage, from the result in its folder. Needs no engine."""
+    found = read_json(folder / "result.json")
+    if name == "prompts":
+        chosen = {module: Template(Path(t["path"]), t["source"]) for module, t in found["templates"].items()}
+        return State(state.program.with_templates(chosen), state.adapters)
+    return state.with_adapters({module: folder / path for module, path in found["adapters"].items()})
+
+
+def _loaded(context: Context, before: State, after: State) -> State:
+    """The state after a stage, once the adapters that are new in it are loaded, each under its folder's name."""
+    for module, folder in after.adapters.items():
+        if before.adapters.get(module) != folder:
+            engine: Any = context.engines[after.program.spec.modules[module].model]
+            engine.adapters.load(str(folder), folder)
+    return after
+
+
+def first_state(program: Program) -> State:
+    """The start. A build that is compiled again starts from its adapters."""
+    modules = program.spec.modules
+    folders = {m: program.loaded.resolve(path) for m, path in program.spec.adapters.items() if m in modules}
+    return State(program).with_adapters(folders)
+
+
+def load_first(context: Context, program: Program) -> State:
+    """The start with its adapters loaded."""
+    return _loaded(context, State(program), first_state(program))
 
 
 STAGES: Mapping[str, Stage] = {"prompts": prompts, "distill": distill, "weights": weights}

@@ -31,6 +31,11 @@ class State:
     program: Program
     adapters: Mapping[str, Path] = field(default_factory=dict)
 
+    def with_adapters(self, folders: Mapping[str, Path]) -> State:
+        """The program with adapters for some modules, each named after its folder."""
+        names: dict[str, str | None] = {module: str(folder) for module, folder in folders.items()}
+        return State(self.program.with_adapters(names), {**self.adapters, **folders}) if folders else self
+
     def fingerprint(self) -> dict[str, Any]:
         """What its behaviour depends on."""
         spec = self.program.spec.model_dump(mode="json", by_alias=True)
@@ -82,19 +87,33 @@ class Scored:
 
 def score(context: Context, state: State, split: str, what: str) -> Scored:
     """Greedy scores on a split; kept, so that the same program on the same examples is scored once."""
-    inputs = {"state": state.fingerprint(), "data": context.data_fingerprint(split)}
-    folder = context.scores
-    name = digest(inputs)[:24]
-    found = read_json(folder / f"{name}.json")
+    known = known_score(context, state, split)
+    if known is None:
+        _evaluate(context, state, split, _place(context, state, split), what)
+        known = known_score(context, state, split)
+        assert known is not None
+    return known
+
+
+def known_score(context: Context, state: State, split: str) -> Scored | None:
+    """What :func:`score` gave earlier; None when it was not asked yet."""
+    place = _place(context, state, split)
+    found = read_json(place.with_suffix(".json"))
     if found is None:
-        found = _evaluate(context, state, split, (folder, name), what)
-    traces = folder / f"{name}.jsonl"
+        return None
+    traces = place.with_suffix(".jsonl")
     return Scored(
         tuple(found["scores"]), found["failures"], found["tokens"], found["seconds"], traces, found.get("parts", {})
     )
 
 
-def _evaluate(context: Context, state: State, split: str, place: tuple[Path, str], what: str) -> dict[str, Any]:
+def _place(context: Context, state: State, split: str) -> Path:
+    """Where the scores of a program on a split are kept, without a suffix."""
+    inputs = {"state": state.fingerprint(), "data": context.data_fingerprint(split)}
+    return context.scores / digest(inputs)[:24]
+
+
+def _evaluate(context: Context, state: State, split: str, place: Path, what: str) -> None:
     import time
 
     examples, start, done = context.data[split], time.perf_counter(), 0
@@ -107,10 +126,9 @@ def _evaluate(context: Context, state: State, split: str, place: tuple[Path, str
 
     settings = RunSettings(stage="eval", step=0, seed=context.seed, temperature=0.0)
     result = evaluate(state.program, context.engines, examples, settings, on_done)
-    folder, name = place
-    folder.mkdir(parents=True, exist_ok=True)
+    place.parent.mkdir(parents=True, exist_ok=True)
     lines = (json.dumps(trace(t), ensure_ascii=False, default=str) + "\n" for t in result.trajectories)
-    (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    place.with_suffix(".jsonl").write_text("".join(lines), encoding="utf-8")
     calls = [call.completion for t in result.trajectories for call in (*t.calls, *t.judged)]
     named = sorted({part for t in result.trajectories for part in t.scores})
     found = {
@@ -121,8 +139,7 @@ def _evaluate(context: Context, state: State, split: str, place: tuple[Path, str
         "tokens": sum(c.prompt_tokens + c.completion_tokens for c in calls),
         "seconds": round(time.perf_counter() - start, 3),
     }
-    write_json(folder / f"{name}.json", found)
-    return found
+    write_json(place.with_suffix(".json"), found)
 
 
 def trace(trajectory: Trajectory) -> dict[str, Any]:
