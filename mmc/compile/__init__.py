@@ -4,6 +4,7 @@ record    run folders: inputs, results, the lock
 state     the program between two stages, and its scores
 stages    what a strategy is made of
 pipeline  the order of things
+plan      what a compile would do and cost
 matrix    the ablation of a strategy over seeds
 progress  what is told meanwhile
 """

@@ -13,7 +13,7 @@ from mmc.build import BuildJob, StageScore, write_build
 from mmc.compile.progress import Progress, Silent
 from mmc.compile.record import digest, finished_stage, locked, open_stage, read_json, write_json
 from mmc.compile.stages import STAGES, load_first
-from mmc.compile.state import Context, State, score
+from mmc.compile.state import Context, State, known_score, score
 from mmc.data import Example, SplitName, load_split
 from mmc.engine import open_engines
 from mmc.engine.base import distinct
@@ -193,6 +193,20 @@ def _gate(context: Context, states: tuple[State, State], label: str, folder: Pat
         context.progress.say(f"{label}: rolled back, {change}")
         return False, f"rolled back: {change}"
     return True, change
+
+
+def known_gate(context: Context, states: tuple[State, State], folder: Path) -> bool | None:
+    """Whether a finished stage stays, from scores that are there; None when they are not."""
+    before, after = states
+    if after.fingerprint() == before.fingerprint():
+        return True
+    met = _met(context, folder)
+    if met is None:
+        old, new = known_score(context, before, "dev"), known_score(context, after, "dev")
+        if old is None or new is None:
+            return None
+        met = list(old.scores), list(new.scores)
+    return paired(*met).mean >= 0
 
 
 def _met(context: Context, folder: Path) -> tuple[list[float], list[float]] | None:

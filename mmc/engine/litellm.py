@@ -172,6 +172,16 @@ def _load() -> Any:
     return litellm
 
 
+def price_of(model: str) -> tuple[float, float] | None:
+    """Dollars a prompt token and a completion token by LiteLLM's own table; None when it does not say."""
+    try:
+        found = _load().get_model_info(model)
+    except Exception:  # LiteLLM raises a bare Exception for a model it does not know
+        return None
+    prices = found.get("input_cost_per_token"), found.get("output_cost_per_token")
+    return None if None in prices else (float(prices[0]), float(prices[1]))
+
+
 def _chat(messages: Sequence[Message]) -> list[dict[str, str]]:
     return [{"role": m.role, "content": m.content} for m in messages]
 

@@ -12,6 +12,7 @@ halving    successive halving
 bootstrap  demonstrations alone
 mipro      proposed instructions and demonstrations, chosen by a Parzen estimator
 gepa       reflective evolution with a Pareto front
+cost       how many runs a search makes
 
 To add a strategy: a file with a function that satisfies :class:`mmc.search.base.Strategy`, its block as a pydantic
 model with an ``algorithm`` of its own in :mod:`mmc.spec.searches`, and an entry in ``STRATEGIES``. Do every piece of

@@ -38,9 +38,9 @@ def halving(job: SearchJob) -> SearchResult:
 def _race(trials: Trials, start: Entrant, drawn: Sequence[Entrant], examples: int) -> Entrant | None:
     """The last entrant left, None when there was none. The start takes part in all rounds and is never dropped."""
     alive = list(drawn)
-    rounds = _rounds(len(alive), examples, len(trials.order))
-    trials.total = sum(1 + count for count, _ in rounds)
-    for number, (count, end) in enumerate(rounds, 1):
+    plan = rounds(len(alive), examples, len(trials.order))
+    trials.total = sum(1 + count for count, _ in plan)
+    for number, (count, end) in enumerate(plan, 1):
         alive = sorted(alive, key=lambda entrant: entrant.rank)[:count] if number > 1 else alive
         for entrant in (start, *sorted(alive, key=lambda entrant: entrant.number)):
             if not trials.score(entrant, range(end), number):
@@ -56,10 +56,10 @@ def _on_first(entrant: Entrant, others: Sequence[Entrant]) -> tuple[float, float
     return -sum(entrant.scores[i] for i in met), entrant.cost, entrant.number
 
 
-def _rounds(candidates: int, examples: int, dev: int) -> list[tuple[int, int]]:
+def rounds(candidates: int, examples: int, dev: int) -> list[tuple[int, int]]:
     """(candidates that take part, dev examples they have met by its end) of every round."""
-    rounds = [(candidates, min(examples, dev))]
-    while rounds[-1][0] > 1 and rounds[-1][1] < dev:
-        count, end = rounds[-1]
-        rounds.append((count // 2, min(2 * end, dev)))
-    return rounds
+    found = [(candidates, min(examples, dev))]
+    while found[-1][0] > 1 and found[-1][1] < dev:
+        count, end = found[-1]
+        found.append((count // 2, min(2 * end, dev)))
+    return found

@@ -9,7 +9,7 @@ import pytest
 
 from mmc.errors import UsageError
 from mmc.search import STRATEGIES, SearchJob, SearchResult, TrialReport, search
-from mmc.search.halving import _rounds
+from mmc.search.halving import rounds
 from mmc.spec.searches import PromptSearch
 
 TEXTS = [f"Instruction number {word}." for word in ("one", "two", "three", "four", "five")]
@@ -132,11 +132,11 @@ def test_of_equal_candidates_the_shorter_prompt_wins(bench: Any, scripted: Any) 
 
 
 def test_rounds_halve_the_candidates_and_double_the_examples() -> None:
-    assert _rounds(12, 32, 1000) == [(12, 32), (6, 64), (3, 128), (1, 256)]
-    assert _rounds(12, 32, 100) == [(12, 32), (6, 64), (3, 100)]
-    assert _rounds(12, 32, 20) == [(12, 20)]
-    assert _rounds(1, 8, 100) == [(1, 8)]
-    assert _rounds(0, 8, 100) == [(0, 8)]
+    assert rounds(12, 32, 1000) == [(12, 32), (6, 64), (3, 128), (1, 256)]
+    assert rounds(12, 32, 100) == [(12, 32), (6, 64), (3, 100)]
+    assert rounds(12, 32, 20) == [(12, 20)]
+    assert rounds(1, 8, 100) == [(1, 8)]
+    assert rounds(0, 8, 100) == [(0, 8)]
 
 
 def test_candidates_meet_the_same_examples_greedily_and_none_twice(bench: Any, scripted: Any) -> None:
