@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -166,7 +166,7 @@ def problem_of(
     place: Place,
     text: str,
     sample: Mapping[str, Any] | None,
-    tokens: Any,
+    tokens: Callable[[str, str], int],
     config: Proposing,
 ) -> str:
     """Why ``text`` cannot stand in a slot; empty when it can. ``tokens`` is a function of (module, text)."""

@@ -67,6 +67,7 @@ def table(seeds: Sequence[int]) -> list[str]:
     for task, title in TASKS.items():
         found = arms(task, seeds)
         if not found["start"]:
+            lines.append(f"| {title} | 0 | not measured yet | | | | |")
             continue
         for arm in ARMS:
             means[arm].append(fmean(mean(found[arm])))
