@@ -1,7 +1,8 @@
 """The command line: one file a command; each parses, calls one library function and prints.
 
 Results go to stdout, progress and messages to stderr. Exit codes: 0 done, 1 unexpected, 2 wrong command line, 3 spec, template,
-data or build is invalid, 4 environment, 5 stopped by a limit, 130 interrupted.
+data or build is invalid, 4 environment, 5 stopped by a limit, 10 `plan --detailed-exitcode`
+found work to do, 100 a quality gate of `eval` failed, 130 interrupted.
 """
 
 from __future__ import annotations

@@ -25,6 +25,8 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    # Every option can also be set in the environment: MMC_COMPILE_OUT is --out of compile.
+    context_settings={"auto_envvar_prefix": "MMC"},
 )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,11 +16,18 @@ def eval_command(
     spec: SpecArgument,
     split: Annotated[str, typer.Option(help="train, dev or test.")] = "dev",
     limit: Annotated[int | None, typer.Option(min=1, help="At most this many examples.")] = None,
+    fail_under: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Exit with 100 when the score is lower.")
+    ] = None,
+    baseline: Annotated[
+        Path | None, typer.Option(help="A build; exit with 100 when the score is lower than its, beyond chance.")
+    ] = None,
     json_: JsonOption = False,
     set_: SetOption = [],  # noqa: B006
     trust: TrustOption = False,
 ) -> None:
     """Score a program greedily on a split of its data, with a 95% interval."""
+    from mmc.build.baseline import against
     from mmc.cli.progress import make_progress
     from mmc.data import load_split
     from mmc.engine import open_engines
@@ -34,6 +43,8 @@ def eval_command(
             [program.loaded.diagnostic((), "scoring needs a `metric`", "add metric: {type: exact, ...}")]
         )
     examples = load_split(program.loaded, chosen)[:limit]
+    if baseline is not None:
+        against(baseline, examples, [0.0] * len(examples))  # what cannot be compared is said before anything is run
     done = 0
     with make_progress() as progress:
         progress.begin("loading the model", 1)
@@ -49,10 +60,20 @@ def eval_command(
         seed = program.spec.compile.seed
         result = evaluate(program, engines, examples, RunSettings("eval", 0, seed, 0.0), on_done)
     found = result.interval
+    gain = against(baseline, examples, result.scores) if baseline is not None else None
+    failed = [f"the score is lower than {fail_under:g}"] if fail_under is not None and found.mean < fail_under else []
+    if gain is not None and gain.high < 0:
+        failed.append(f"the score is lower than that of {baseline}")
     if json_:
         row = {"score": found.mean, "low": found.low, "high": found.high, "n": found.n}
-        print_json({**row, "split": split, "failures": dict(result.failures)})
-        return
-    print(f"{split}: {found.mean:.3f}, 95% interval {found.low:.3f} to {found.high:.3f}, {found.n} examples")
-    for ending, count in result.failures.items():
-        print(f"  {count} runs ended {ending}")
+        more = {} if gain is None else {"gain": {"mean": gain.mean, "low": gain.low, "high": gain.high}}
+        print_json({**row, "split": split, "failures": dict(result.failures), **more})
+    else:
+        print(f"{split}: {found.mean:.3f}, 95% interval {found.low:.3f} to {found.high:.3f}, {found.n} examples")
+        if gain is not None:
+            print(f"  {gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}] against {baseline}")
+        for ending, count in result.failures.items():
+            print(f"  {count} runs ended {ending}")
+    if failed:
+        print(f"quality gate: {'; '.join(failed)}", file=sys.stderr)
+        raise typer.Exit(100)

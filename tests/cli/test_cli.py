@@ -119,6 +119,35 @@ def test_bad_input_is_one_clear_message_and_writes_nothing(
     assert {p.name for p in folder.iterdir()} - before <= {".mmc"}
 
 
+def test_quality_gates_fail_with_100(folder: Path) -> None:
+    compiled = mmc("compile", "spec.yaml", "--set", "compile.strategy=[]", "--json", cwd=folder)
+    assert compiled.returncode == 0, compiled.stderr
+    build = json.loads(compiled.stdout)["build"]
+    score = json.loads(compiled.stdout)["stages"][0]["score"]
+    assert 0 < score < 1
+    options = ["eval", "spec.yaml", "--split", "test"]
+    assert mmc(*options, "--fail-under", str(score), cwd=folder).returncode == 0
+    failed = mmc(*options, "--fail-under", "0.99", cwd=folder)
+    assert failed.returncode == 100 and "quality gate: the score is lower than 0.99" in failed.stderr
+    assert "test: " in failed.stdout, "the score is printed all the same"
+    same = mmc(*options, "--baseline", build, "--json", cwd=folder)
+    assert same.returncode == 0 and json.loads(same.stdout)["gain"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
+    better = Path(build) / "scores.json"
+    kept = json.loads(better.read_text())
+    better.write_text(json.dumps({**kept, "stages": {"start": [1.0] * 6}}))
+    worse = mmc(*options, "--baseline", build, cwd=folder)
+    assert worse.returncode == 100 and "the score is lower than that of" in worse.stderr
+    other = mmc(*options, "--baseline", build, "--limit", "2", cwd=folder)
+    assert other.returncode == 2 and "it was scored on other examples" in other.stderr and "scoring" not in other.stderr
+    assert mmc(*options, "--baseline", ".", cwd=folder).returncode == 3
+
+
+def test_options_can_be_set_in_the_environment(folder: Path) -> None:
+    found = mmc("eval", "spec.yaml", "--json", cwd=folder, MMC_EVAL_SPLIT="test", MMC_EVAL_LIMIT="3")
+    assert found.returncode == 0, found.stderr
+    assert json.loads(found.stdout)["split"] == "test" and json.loads(found.stdout)["n"] == 3
+
+
 def test_a_missing_spec_and_a_wrong_command_line(folder: Path) -> None:
     found = mmc("check", "spce.yaml", cwd=folder)
     assert found.returncode == 3 and "Did you mean 'spec.yaml'?" in found.stderr
