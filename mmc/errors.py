@@ -49,6 +49,20 @@ class Diagnostic:
             lines.append(f"    {self.hint}")
         return "\n".join(lines)
 
+    def github(self) -> str:
+        """As a command of GitHub's workflows, which marks the line in a pull request."""
+
+        def escaped(text: str, more: str = "") -> str:
+            for character in "%\r\n" + more:
+                text = text.replace(character, f"%{ord(character):02X}")
+            return text
+
+        place = [f"file={escaped(self.file, ':,')}"]
+        place += [f"line={self.line}"] if self.line else []
+        place += [f"col={self.column}"] if self.column else []
+        text = f"{self.message} {self.hint}".strip()
+        return f"::{self.severity} {','.join(place)}::{escaped(text)}"
+
 
 class MmcError(Exception):
     """Base of every error mmc raises on purpose."""

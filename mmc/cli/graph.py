@@ -1,18 +1,34 @@
-"""mmc graph: the steps of a program as a tree."""
+"""mmc graph: the steps of a program, as a tree, as a Mermaid flowchart or as data."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from mmc.cli.common import SetOption, SpecArgument
+import typer
+
+from mmc.cli.common import SetOption, SpecArgument, print_json
 
 
-def graph_command(spec: SpecArgument, set_: SetOption = []) -> None:  # noqa: B006
-    """Print the program's steps as a tree."""
+def graph_command(
+    spec: SpecArgument,
+    format_: Annotated[
+        Literal["tree", "mermaid", "json"], typer.Option("--format", help="tree, mermaid (for Markdown) or json.")
+    ] = "tree",
+    set_: SetOption = [],  # noqa: B006
+) -> None:
+    """Print the program's steps."""
+    from mmc.program.flowchart import mermaid
     from mmc.spec import load
 
-    program = load(spec, set_).spec.program
+    loaded = load(spec, set_).spec
+    program = loaded.program
+    if format_ == "json":
+        print_json(program.model_dump(mode="json", by_alias=True, exclude_defaults=True))
+        return
+    if format_ == "mermaid":
+        print(mermaid(loaded))
+        return
     print(f"inputs: {', '.join(program.inputs) or 'none'}")
     for line in _lines(program.steps, "  "):
         print(line)

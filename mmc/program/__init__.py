@@ -7,6 +7,7 @@ steps       what stands where in a spec's steps
 check       every static problem of a spec at once
 bounds      fewest and most calls of a run
 graph       Program
+flowchart   the steps as a Mermaid chart
 call        one LM call: inputs, request, completion
 run         the async runner
 judge       the score of a finished run, its LM judges asked

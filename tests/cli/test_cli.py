@@ -119,6 +119,20 @@ def test_bad_input_is_one_clear_message_and_writes_nothing(
     assert {p.name for p in folder.iterdir()} - before <= {".mmc"}
 
 
+def test_check_can_mark_lines_in_a_pull_request(folder: Path) -> None:
+    (folder / "answer.j2").write_text("{{ question }}\n{{ questoin }}")
+    found = mmc("check", "spec.yaml", "--format", "github", cwd=folder)
+    assert found.returncode == 3
+    assert found.stdout.startswith("::error file=answer.j2,line=2,col=4::the template uses 'questoin'")
+    broken(folder, "name: tiny", "nme: tiny")
+    found = mmc("check", "spec.yaml", "--format", "github", cwd=folder)
+    assert found.returncode == 3 and "::error file=spec.yaml,line=2,col=1::unknown key 'nme'." in found.stdout
+    from mmc.errors import Diagnostic
+
+    odd = Diagnostic("a,b:c.yaml", 1, 0, "100%\nwrong", severity="warning").github()
+    assert odd == "::warning file=a%2Cb%3Ac.yaml,line=1::100%25%0Awrong"
+
+
 def test_quality_gates_fail_with_100(folder: Path) -> None:
     compiled = mmc("compile", "spec.yaml", "--set", "compile.strategy=[]", "--json", cwd=folder)
     assert compiled.returncode == 0, compiled.stderr
