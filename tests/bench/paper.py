@@ -38,15 +38,17 @@ Scores = list[list[float]]
 
 
 def arms(task: str, seeds: Sequence[int]) -> dict[str, Scores]:
-    """Scores of each arm, of the seeds for which both compiles are there."""
+    """Scores of each arm, by seed; nothing for an arm whose compile is not there. The start is the same with every seed."""
     found: dict[str, Scores] = {arm: [] for arm in ARMS}
     for seed in seeds:
         alone, both = results.results(task, [seed]), results.results(f"{task}-both", [seed])
-        if alone and both:
-            found["start"].append(both[0]["scores"]["start"])
-            found["prompts"].append(both[0]["scores"]["prompts"])
-            found["weights"].append(alone[0]["scores"]["weights"])
-            found["prompts + weights"].append(both[0]["scores"]["weights"])
+        for one in (both or alone)[:1]:
+            found["start"].append(one["scores"]["start"])
+        for one in both:
+            found["prompts"].append(one["scores"]["prompts"])
+            found["prompts + weights"].append(one["scores"]["weights"])
+        for one in alone:
+            found["weights"].append(one["scores"]["weights"])
     return found
 
 
@@ -59,30 +61,32 @@ def shown(found: Interval, sign: str = "") -> str:
 
 
 def table(seeds: Sequence[int]) -> list[str]:
-    lines = [
-        "| task | seeds | start | prompts | weights | prompts, then weights | gain |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    lines = ["| task | start | prompts | weights | prompts, then weights | gain |", "|---|---|---|---|---|---|"]
     means: dict[str, list[float]] = {arm: [] for arm in ARMS}
     for task, title in TASKS.items():
         found = arms(task, seeds)
-        if not found["start"]:
-            lines.append(f"| {title} | 0 | not measured yet | | | | |")
-            continue
+        cells = [cell(found[arm]) for arm in ARMS]
         for arm in ARMS:
-            means[arm].append(fmean(mean(found[arm])))
-        cells = [shown(interval(mean(found[arm]))) + by_seed(found[arm]) for arm in ARMS]
-        gain = shown(paired(mean(found["start"]), mean(found["prompts + weights"])), "+")
-        lines.append(f"| {title} | {len(found['start'])} | {' | '.join(cells)} | {gain} |")
-    if len(means["start"]) == len(TASKS):
+            means[arm] += [fmean(mean(found[arm]))] if found[arm] else []
+        whole = found["prompts + weights"]
+        gain = shown(paired(mean(found["start"][: len(whole)]), mean(whole)), "+") if whole else ""
+        lines.append(f"| {title} | {' | '.join(cells)} | {gain} |")
+    if all(len(found) == len(TASKS) for found in means.values()):
         cells = [f"{fmean(means[arm]):.3f}" for arm in ARMS]
         gain = f"{fmean(means['prompts + weights']) - fmean(means['start']):+.3f}"
-        lines.append(f"| **mean** | | {' | '.join(cells)} | {gain} |")
+        lines.append(f"| **mean** | {' | '.join(cells)} | {gain} |")
     return lines
+
+
+def cell(scores: Scores) -> str:
+    """The mean over seeds and its interval, then the seeds; or that there is none."""
+    return shown(interval(mean(scores))) + by_seed(scores) if scores else "not measured yet"
 
 
 def by_seed(scores: Scores) -> str:
     values = [f"{fmean(one):.3f}" for one in scores]
+    if len(values) == 1:
+        return " (one seed)"
     return f" ({', '.join(values)})" if len(set(values)) > 1 else ""
 
 
@@ -129,6 +133,7 @@ def retrieval(seeds: Sequence[int]) -> list[str]:
     lines += [f"| nearest query's intent, no model | {shown(interval(nearest))} |"]
     lines += [f"| vote of the five nearest, no model | {shown(interval(vote))} |"]
     found = results.results("banking77-retrieval", seeds)
+    lines += [] if found else ["| the program | not measured yet |"]
     for stage in found[0]["scores"] if found else ():
         label = "the program, untrained" if stage == "start" else f"after {stage}"
         values = [one["scores"][stage] for one in found]
@@ -149,13 +154,13 @@ def dspy(measure: bool) -> list[str]:
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         file.write_text(done.stdout.splitlines()[-1] + "\n")
     if not file.exists():
-        return ["DSPy was not measured: it was not installed."]
+        return ["Not measured yet."]
     found: Json = json.loads(file.read_text())
     lines = [f"| Banking77, the first {DSPY_COUNT} test queries | exact match |", "|---|---|"]
     lines += [f"| DSPy, start | {shown(interval(found['start']))} |"]
     lines += [f"| DSPy, BootstrapFewShot ({found['demos']} demonstrations) | {shown(interval(found['bootstrap']))} |"]
     ours: Mapping[str, Scores] = arms("banking77", [0])
-    for arm in ARMS if ours["start"] else ():
+    for arm in (arm for arm in ARMS if ours[arm]):
         lines.append(f"| mmc, {arm}, seed 0 | {shown(interval(ours[arm][0][:DSPY_COUNT]))} |")
     return lines
 
