@@ -41,7 +41,10 @@ class PromptChange:
 
 @dataclass(frozen=True)
 class ScoreChange:
-    """Last scores of two builds; ``gain`` is paired where both were scored on the same examples."""
+    """Last scores of two builds; of a build against a spec, which has none, those from the build's own start to its end.
+
+    ``gain`` is paired where both are of the same examples.
+    """
 
     before: float
     after: float
@@ -49,6 +52,8 @@ class ScoreChange:
     won: tuple[str, ...] = ()
     """Ids of the examples that score higher now."""
     lost: tuple[str, ...] = ()
+    own_start: bool = False
+    """Whether ``before`` is the start of the second build itself."""
 
 
 @dataclass(frozen=True)
@@ -144,14 +149,13 @@ def _scores(old: Path, new: Path) -> ScoreChange | None:
     if not second:
         return None
     last = list(second["stages"].values())[-1]
-    # A build against the spec it came from: its own start is what the spec scores.
     begin = list(first["stages"].values())[-1] if first else next(iter(second["stages"].values()))
     mean = sum(begin) / len(begin), sum(last) / len(last)
     if first and first["data"] != second["data"]:
         return ScoreChange(*mean, None)
     pairs = list(zip(second["examples"], begin, last, strict=True))
     won, lost = (tuple(name for name, a, b in pairs if (b - a) * sign > 0) for sign in (1, -1))
-    return ScoreChange(*mean, paired(begin, last), won, lost)
+    return ScoreChange(*mean, paired(begin, last), won, lost, own_start=not first)
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -51,7 +51,8 @@ def _print(found: Difference) -> None:
         out.print(Text(f"adapter of {change.key}: {_value(change.before)} -> {_value(change.after)}"))
     if found.scores is not None:
         score, gain = found.scores, found.scores.gain
-        line = f"\nscore: {score.before:.3f} -> {score.after:.3f}"
+        what = "score, from the build's own start" if score.own_start else "score"
+        line = f"\n{what}: {score.before:.3f} -> {score.after:.3f}"
         if gain is None:
             line += " (not on the same examples)"
         else:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mmc.compile.pipeline import CompileJob, known_gate, run_folder, stage_inputs
+from mmc.compile.pipeline import SPLITS, CompileJob, known_gate, run_folder, stage_inputs
 from mmc.compile.record import changed_keys, read_json
 from mmc.compile.stages import first_state, state_after
 from mmc.compile.state import Context, State, known_score
@@ -23,7 +23,6 @@ from mmc.search.cost import search_cost
 from mmc.spec.model import LiteLlmModel
 
 Status = Literal["done", "begun", "stale", "to do", "waiting"]
-SPLITS = ("train", "dev", "test")
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ def make_plan(job: CompileJob) -> Plan:
     """The plan of a compile. Raises InvalidError as the compile would."""
     loaded, folder = job.loaded, run_folder(job)
     program = Program.build(loaded, job.trust)
-    data: dict[str, Sequence[Example]] = {split: load_split(loaded, split) for split in SPLITS}  # type: ignore[arg-type]
+    data: dict[str, Sequence[Example]] = {split: load_split(loaded, split) for split in SPLITS}
     context = Context({}, data, loaded.spec.compile.seed, folder, folder / "scores", job.progress, job.trust)
     costs = _Costs(program, folder)
     begin = first_state(program)
@@ -161,6 +160,10 @@ class _Costs:
         low, high = total(program.spec)
         self.rests_on.append(f"calls: {low} to {high} a run, by the steps and program.max_calls")
         self.prices = self._prices()
+        asked = [name for name in (getattr(self.spec.compile.prompts, "proposer", None),) if name]
+        asked += sorted({judge.module for judge in program.judges})
+        if asked:
+            self.rests_on.append(f"not counted: what is asked of {', '.join(asked)}")
 
     def _estimated(self) -> Range:
         """Tokens a run: prompts of what the templates hold, and completions of up to max_tokens."""
@@ -177,8 +180,10 @@ class _Costs:
         remote = {n: m for n, m in self.spec.models.items() if isinstance(m, LiteLlmModel)}
         used = {module.model for module in self.spec.modules.values()} & set(remote)
         found: dict[str, tuple[float, float] | None] = {}
+        if used:
+            from mmc.engine.litellm import price_of
         for name in sorted(used):
-            found[name] = _price(remote[name].model)
+            found[name] = price_of(remote[name].model)
             said = "no price is known" if found[name] is None else "prices of LiteLLM's table"
             self.rests_on.append(f"dollars: {said} for {remote[name].model}")
         return found
@@ -216,12 +221,6 @@ class _Costs:
         calls = runs * self.calls
         seconds = None if self.seconds is None else runs * Range(0.5 * self.seconds, 4 * self.seconds)
         return StagePlan(label, status, why, runs, calls, runs * self.tokens, self.dollars(runs), seconds)
-
-
-def _price(model: str) -> tuple[float, float] | None:
-    from mmc.engine.litellm import price_of
-
-    return price_of(model)
 
 
 def _exactly(count: float) -> Range:

@@ -86,11 +86,15 @@ def _find(job: SearchJob) -> dict[str, Any]:
     }
 
 
-def _examples(job: SearchJob, count: int) -> list[Example]:
-    """``count`` training examples in an order of their own; those with the inputs of a held-out one are passed over."""
+def showable(job: SearchJob) -> list[Example]:
+    """The training examples that may be shown to a model: none with the inputs of a held-out one."""
     held_out = {_inputs(job.program, example) for example in (*job.dev, *job.held_out)}
-    allowed = [example for example in job.train if _inputs(job.program, example) not in held_out]
-    return sorted(allowed, key=lambda e: (seed_of(job.seed, "demos", e.id), e.id))[:count]
+    return [example for example in job.train if _inputs(job.program, example) not in held_out]
+
+
+def _examples(job: SearchJob, count: int) -> list[Example]:
+    """``count`` of them in an order of their own."""
+    return sorted(showable(job), key=lambda e: (seed_of(job.seed, "demos", e.id), e.id))[:count]
 
 
 def _inputs(program: Program, example: Example) -> str:

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from mmc.data import Example
-from mmc.errors import EnvironmentProblem
+from mmc.errors import EnvironmentProblem, UsageError
 from mmc.metric import interval
 from mmc.program.graph import Program
 from mmc.program.run import RunSettings, run_all
 from mmc.program.trajectory import Trajectory
 from mmc.prompt import escape
 from mmc.search.base import SearchJob, SearchResult, TrialReport, kept_beginnings
-from mmc.search.demos import find_demos
+from mmc.search.demos import find_demos, showable
 from mmc.search.journal import Journal, identity_of
 from mmc.search.ledger import Ledger, usage_of
 from mmc.search.propose import Proposer, Task, places
@@ -46,6 +47,8 @@ def gepa(job: SearchJob) -> SearchResult:
     start = Entrant(0, "the start", job.program)
     if not places(job.program):
         return trials.conclude(start, None, [], [], "no template has a slot with plain text to rewrite")
+    if not showable(job):
+        raise UsageError("prompts: there are no training examples to reflect on that are not in dev or test too")
     # Inputs of real calls, on which proposed texts are tried.
     samples = find_demos(job, journal, ledger).samples
     evolution = _Evolution(trials, Proposer(job, journal, ledger, config.proposer, samples), EvaluationBatch)
@@ -53,7 +56,7 @@ def gepa(job: SearchJob) -> SearchResult:
     with kept_beginnings(job.engines):
         found = library.optimize(
             seed_candidate=evolution.start,
-            trainset=list(job.train),
+            trainset=showable(job),
             valset=dev,
             adapter=evolution,
             reflection_minibatch_size=config.minibatch,
@@ -88,13 +91,17 @@ class _Evolution:
         """Candidate -> prompt tokens of its runs."""
         self.refusals: list[Refusal] = []
         self.failure: Exception | None = None
-        """What went wrong while texts were written."""
+        """What went wrong in a run or while texts were written."""
         self._reflections = 0
 
     # --- what the library calls ---
 
     def evaluate(self, batch: list[Example], candidate: Texts, capture_traces: bool = False) -> Any:
         """Greedy runs of a candidate on examples."""
+        with self._noted():
+            return self._evaluated(batch, candidate, capture_traces)
+
+    def _evaluated(self, batch: list[Example], candidate: Texts, capture_traces: bool) -> Any:
         job, name = self.trials.job, _name(candidate)
         key = ["run", name, [example.id for example in batch], _rows(batch)]
         new = key not in self.trials.journal
@@ -131,9 +138,15 @@ class _Evolution:
         components_to_update: list[str],
     ) -> Texts:
         """New texts for some slots; the old one where none could be used."""
-        try:
+        with self._noted():
             return self._proposed(candidate, reflective_dataset, components_to_update)
-        except Exception as error:  # the library would go on without a word
+
+    @contextmanager
+    def _noted(self) -> Iterator[None]:
+        """Keeps what goes wrong inside: the library would go on without a word."""
+        try:
+            yield
+        except Exception as error:
             self.failure = error
             raise
 

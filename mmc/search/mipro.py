@@ -141,7 +141,8 @@ class _Hunt:
 
     def _leader(self, leaders: Sequence[Entrant]) -> Entrant | None:
         """Of those not fully scored, the one with the best gain on all it has met."""
-        waiting = [entrant for entrant in self.entrants.values() if entrant not in leaders]
+        done = {entrant.number for entrant in leaders}
+        waiting = [entrant for entrant in self.entrants.values() if entrant.number not in done]
         return max(waiting, key=lambda e: (self.trials.gain(self.start, e, list(e.scores)), -e.number), default=None)
 
     def _suggested(self, draw: Draw) -> Candidate:

@@ -59,7 +59,7 @@ class Entrant:
 class Trials:
     """Scores entrants on dev examples, whose order is the seed's, whatever the file's own is.
 
-    ``total`` is how many evaluations are expected, for what is shown meanwhile. Raises UsageError without dev examples.
+    Raises UsageError without dev examples.
     """
 
     def __init__(self, job: SearchJob, journal: Journal, ledger: Ledger) -> None:
@@ -68,6 +68,7 @@ class Trials:
         self.job, self.journal, self.ledger = job, journal, ledger
         self.order: list[Example] = sorted(job.dev, key=lambda e: (seed_of(job.seed, "dev", e.id), e.id))
         self.total = self.done = 0
+        """Evaluations expected, which a strategy sets for what is shown meanwhile; and made."""
 
     def score(self, entrant: Entrant, indexes: Sequence[int], round_: int) -> bool:
         """Scores an entrant on those of the examples it has not met, or reads what that gave; False: the budget is spent."""

@@ -35,7 +35,7 @@ def test_a_build_differs_from_its_spec_by_adapters_and_scores_alone(folder: Path
     )
     assert after["sha256"] == json.loads((build / "mmc.lock").read_text())["adapters"]["shared"]
     stages = json.loads((build / "scores.json").read_text())["stages"]
-    assert found.scores is not None and found.scores.gain is not None
+    assert found.scores is not None and found.scores.gain is not None and found.scores.own_start
     assert found.scores.gain.mean == pytest.approx(sum(stages["weights"]) / 6 - sum(stages["start"]) / 6)
 
 

@@ -39,7 +39,7 @@ def test_the_page_is_true(tmp_path: Path, tiny_model_dir: Path) -> None:
         if words[1] == "init":
             (tmp_path / "mine/shop.py").write_text(code)
     assert "call write_query" in said["graph"] and "- Refunds" in said["render"]
-    assert "2 weights" in said["plan"] and "score: " in said["diff"]
+    assert "2 weights" in said["plan"] and "score, from the build's own start: " in said["diff"]
     text = (tmp_path / "mine/helpdesk.yaml").read_text()
     tool, metric = keys.split("metric:")
     text = re.sub(r"^metric: .*$", f"metric:{metric.rstrip()}", text, flags=re.MULTILINE)

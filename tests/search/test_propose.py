@@ -198,6 +198,34 @@ def test_a_proposer_that_breaks_ends_the_search_loudly(bench: Any, scripted: Any
             search(job)
 
 
+def test_a_program_that_breaks_ends_the_evolution_loudly(bench: Any, scripted: Any) -> None:
+    engine = scripted(quality)
+    real = engine.complete
+
+    async def refused(request: Request) -> Completion:
+        if len(engine.requests) >= 20:
+            raise EnvironmentProblem("the key was refused")
+        return await real(request)  # type: ignore[no-any-return]
+
+    engine.complete = refused
+    block = GepaSearch(algorithm="gepa", proposer="writer", demos=0, runs=300, minibatch=4, examples=16, bootstrap=1)
+    job = bench.job(bench.program(), engine, config=block)
+    job.engines["writer"] = Writer(improving)
+    with pytest.raises(EnvironmentProblem, match="the key was refused"):
+        search(job)
+
+
+def test_a_reflection_never_shows_an_example_of_test(bench: Any, scripted: Any, make_examples: Any) -> None:
+    test = make_examples("test", 32)
+    block = GepaSearch(algorithm="gepa", proposer="writer", demos=0, runs=200, minibatch=4, examples=16, bootstrap=1)
+    train = [*make_examples("train", 6), *test]
+    job = bench.job(bench.program(), scripted(lambda m: 0.3), train=train, held_out=test, config=block)
+    job.engines["writer"] = writer = Writer(improving)
+    search(job)
+    shown = {found for r in writer.asked for found in re.findall(r"thing: (\w+) thing", r.messages[-1].content)}
+    assert shown == {"train"}
+
+
 def test_gepa_shows_the_proposer_what_went_wrong(bench: Any, scripted: Any) -> None:
     block = GepaSearch(algorithm="gepa", proposer="writer", demos=0, runs=120, minibatch=4, examples=32, bootstrap=1)
     writer = Writer(improving)
