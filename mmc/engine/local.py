@@ -60,6 +60,8 @@ class LocalEngine:
 
     # --- the interface ---
 
+    width: int | None = None
+
     async def complete(self, request: Request) -> Completion:
         """Answers ``request``. Raises EnvironmentProblem when its adapter is unknown, RunFailure when it is too long."""
         self.adapters.check(request.adapter)

@@ -38,7 +38,7 @@ class LocalModel(Keys):
 
 
 class LiteLlmModel(Keys):
-    """A model behind an API, called through LiteLLM. Its modules cannot be trained or constrained."""
+    """A model behind an API, called through LiteLLM. Its modules cannot be trained, and constrained to JSON alone."""
 
     type: Literal["litellm"]
     model: str
@@ -54,9 +54,47 @@ class LiteLlmModel(Keys):
     """Seconds for one request."""
     retries: int = Field(3, ge=0)
     """How often a request is repeated after a time-out, a lost connection, a rate limit or an error of the server."""
+    cache: bool = True
+    """Whether answers at temperature 0 are kept in `.mmc/answers.sqlite`, and paid for once. Rollouts never are."""
 
 
-Model = Annotated[LocalModel | LiteLlmModel, Field(discriminator="type")]
+class Price(Keys):
+    """Dollars a million tokens."""
+
+    input: float = Field(ge=0)
+    output: float = Field(ge=0)
+
+
+class OpenAiModel(Keys):
+    """A model behind a server that speaks OpenAI's chat API (vLLM, SGLang, llama.cpp, Ollama, OpenAI itself), called directly:
+    several times the calls a second that go through LiteLLM. Its modules cannot be trained.
+    """
+
+    type: Literal["openai"]
+    model: str
+    """Its name on the server."""
+    api_base: str = "https://api.openai.com/v1"
+    """Address of the API, up to what comes before `/chat/completions`; may contain `${env:NAME}`."""
+    api_key: str | None = None
+    """`${env:NAME}`, the environment variable that holds the key; without, none is sent. The key never stands in a spec."""
+    structured: Literal["json", "vllm"] = "json"
+    """How `constrain: true` is asked for. json: JSON outputs alone, by `response_format`; vllm: choices and patterns too, by
+    vLLM's `structured_outputs`."""
+    price: Price | None = None
+    """Without it, what calls cost is unknown."""
+    concurrency: int = Field(32, gt=0)
+    """Most requests at a time."""
+    timeout: float = Field(60.0, gt=0)
+    """Seconds for one request."""
+    retries: int = Field(3, ge=0)
+    """How often a request is repeated after a time-out, a lost connection, a rate limit or an error of the server."""
+    cache: bool = True
+    """Whether answers at temperature 0 are kept in `.mmc/answers.sqlite`, and asked for once. Rollouts never are."""
+
+
+Model = Annotated[LocalModel | LiteLlmModel | OpenAiModel, Field(discriminator="type")]
+RemoteModel = LiteLlmModel | OpenAiModel
+"""What isinstance tells from a local model."""
 
 # --- types --------------------------------------------------------------------------------------------------------
 
