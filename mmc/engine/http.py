@@ -32,16 +32,28 @@ class Http:
         self._aiohttp, self._base, self._key, self._timeout = aiohttp, base.rstrip("/"), key, timeout
         self._session: ClientSession | None = None
 
-    async def post(self, path: str, body: Any) -> Any:
-        """The JSON that is answered. Raises ApiError, TimeoutError, and Unusable for what is no JSON."""
+    async def post(self, path: str, body: Any, read: bool = True) -> Any:
+        """The JSON that is answered; None without ``read``, for answers that are no JSON.
+
+        Raises ApiError, TimeoutError, and Unusable for what is no JSON.
+        """
+        return await self._ask("POST", path, body, read)
+
+    async def get(self, path: str) -> Any:
+        """The JSON that is answered. Raises as :meth:`post` does."""
+        return await self._ask("GET", path, None, True)
+
+    async def _ask(self, method: str, path: str, body: Any, read: bool) -> Any:
         try:
-            async with self._opened().post(f"{self._base}{path}", json=body) as response:
+            async with self._opened().request(method, f"{self._base}{path}", json=body) as response:
                 text = await response.text(errors="replace")
                 if response.status >= 400:
                     pause = seconds_of(response.headers.get("retry-after", ""))
                     raise ApiError(f"{response.status} {self._said(text)}", response.status, pause)
         except self._aiohttp.ClientError as error:
             raise ApiError(self._said(f"{type(error).__name__}: {error}")) from error
+        if not read:
+            return None
         try:
             return json.loads(text)
         except ValueError as error:

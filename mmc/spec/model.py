@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag
 
 from mmc.spec.keys import Keys, Name
+from mmc.spec.lm import LiteLlmModel, LocalModel, Model, OpenAiModel, Price, RemoteModel, VllmSampler
 from mmc.spec.metrics import Metric, WeightedPart
 from mmc.spec.optimizers import Clip, Distill, Grouping, Lora, MmGrpo, Teacher, Tuning
 from mmc.spec.searches import BootstrapSearch, GepaSearch, HalvingSearch, MiproSearch, PromptSearch
@@ -18,83 +19,6 @@ from mmc.spec.searches import BootstrapSearch, GepaSearch, HalvingSearch, MiproS
 Expression = str
 """A Jinja expression in double braces, such as ``{{ hits | length }}``, or plain text that may contain some."""
 
-
-# --- models -------------------------------------------------------------------------------------------------------
-
-
-class LocalModel(Keys):
-    """A model that runs in this process on the trie engine."""
-
-    type: Literal["local"]
-    source: str | list[str]
-    """Where the weights come from; the first source that is there is used. `hf:OWNER/NAME` (Hugging Face cache or hub),
-    `path:DIR` (a folder transformers can load), `package:PACKAGE/FILE.gguf` (a GGUF file shipped in an installed
-    Python package)."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of the weights. auto: float32 on a CPU, bfloat16 on a GPU."""
-    batch_tokens: int | None = Field(None, gt=0)
-    """Most distinct tokens kept in the cache at a time; more work waits its turn. As many as an eighth of the memory holds,
-    at most 16384, when left out."""
-
-
-class LiteLlmModel(Keys):
-    """A model behind an API, called through LiteLLM. Its modules cannot be trained, and constrained to JSON alone."""
-
-    type: Literal["litellm"]
-    model: str
-    """LiteLLM's name of it, provider first: `openai/gpt-4.1-mini`."""
-    api_key: str | None = None
-    """`${env:NAME}`, the environment variable that holds the key. When left out, LiteLLM looks for the provider's usual one,
-    such as OPENAI_API_KEY. The key itself never stands in a spec."""
-    api_base: str | None = None
-    """Address of the API, where it is not the provider's own; may contain `${env:NAME}`."""
-    concurrency: int = Field(8, gt=0)
-    """Most requests at a time."""
-    timeout: float = Field(60.0, gt=0)
-    """Seconds for one request."""
-    retries: int = Field(3, ge=0)
-    """How often a request is repeated after a time-out, a lost connection, a rate limit or an error of the server."""
-    cache: bool = True
-    """Whether answers at temperature 0 are kept in `.mmc/answers.sqlite`, and paid for once. Rollouts never are."""
-
-
-class Price(Keys):
-    """Dollars a million tokens."""
-
-    input: float = Field(ge=0)
-    output: float = Field(ge=0)
-
-
-class OpenAiModel(Keys):
-    """A model behind a server that speaks OpenAI's chat API (vLLM, SGLang, llama.cpp, Ollama, OpenAI itself), called directly:
-    several times the calls a second that go through LiteLLM. Its modules cannot be trained.
-    """
-
-    type: Literal["openai"]
-    model: str
-    """Its name on the server."""
-    api_base: str = "https://api.openai.com/v1"
-    """Address of the API, up to what comes before `/chat/completions`; may contain `${env:NAME}`."""
-    api_key: str | None = None
-    """`${env:NAME}`, the environment variable that holds the key; without, none is sent. The key never stands in a spec."""
-    structured: Literal["json", "vllm"] = "json"
-    """How `constrain: true` is asked for. json: JSON outputs alone, by `response_format`; vllm: choices and patterns too, by
-    vLLM's `structured_outputs`."""
-    price: Price | None = None
-    """Without it, what calls cost is unknown."""
-    concurrency: int = Field(32, gt=0)
-    """Most requests at a time."""
-    timeout: float = Field(60.0, gt=0)
-    """Seconds for one request."""
-    retries: int = Field(3, ge=0)
-    """How often a request is repeated after a time-out, a lost connection, a rate limit or an error of the server."""
-    cache: bool = True
-    """Whether answers at temperature 0 are kept in `.mmc/answers.sqlite`, and asked for once. Rollouts never are."""
-
-
-Model = Annotated[LocalModel | LiteLlmModel | OpenAiModel, Field(discriminator="type")]
-RemoteModel = LiteLlmModel | OpenAiModel
-"""What isinstance tells from a local model."""
 
 # --- types --------------------------------------------------------------------------------------------------------
 
@@ -345,8 +269,8 @@ class Origin(Keys):
 
 
 __all__ = [
-    "BootstrapSearch", "Clip", "Distill", "GepaSearch", "Grouping", "HalvingSearch", "Keys", "Lora", "MiproSearch", "MmGrpo",
-    "Teacher", "Tuning",
+    "BootstrapSearch", "Clip", "Distill", "GepaSearch", "Grouping", "HalvingSearch", "Keys", "LiteLlmModel", "LocalModel", "Lora",
+    "MiproSearch", "MmGrpo", "OpenAiModel", "Price", "RemoteModel", "Teacher", "Tuning", "VllmSampler",
 ]  # fmt: skip
 """Defined beside this file, and part of what a spec is made of."""
 
