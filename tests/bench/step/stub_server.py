@@ -5,6 +5,8 @@ python stub_server.py
 
 from __future__ import annotations
 
+import asyncio
+
 from aiohttp import web
 
 TEXT = "[[ ## summary ## ]]\nblue\n\n[[ ## colour ## ]]\nblue\n\n[[ ## completed ## ]]"
@@ -28,26 +30,15 @@ async def answer(request: web.Request) -> web.Response:
     return web.json_response(reply(TEXT))
 
 
-async def say_port(app: web.Application) -> None:
-    runner: web.AppRunner = app["runner"]
-    print(runner.addresses[0][1], flush=True)
-
-
-async def serve() -> web.AppRunner:
+async def serve() -> None:
     app = web.Application(client_max_size=2**24)
     app.router.add_post("/v1/chat/completions", answer)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     print(runner.addresses[0][1], flush=True)
-    return runner
+    await asyncio.Event().wait()
 
 
 if __name__ == "__main__":
-    import asyncio
-
-    async def forever() -> None:
-        await serve()
-        await asyncio.Event().wait()
-
-    asyncio.run(forever())
+    asyncio.run(serve())
