@@ -8,10 +8,13 @@ is constrained to a choice is drawn in this process: a choice has one way to be 
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import shutil
+import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -32,6 +35,7 @@ from mmc.spec.model import VllmSampler
 
 START_S = 600
 """Seconds that a server may take to start."""
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 PROCESSED = "--logprobs-mode processed_logprobs"
 NEEDED = (
     "--enable-lora",
@@ -257,7 +261,11 @@ class _Server:
         with tempfile.TemporaryFile() as log:
             try:
                 process = subprocess.Popen(
-                    [*command, *NEEDED, *config.options], env=environment, stdout=log, stderr=log
+                    [*command, *NEEDED, *config.options],
+                    env=environment,
+                    stdout=log,
+                    stderr=log,
+                    preexec_fn=_end_with_this_process if sys.platform == "linux" else None,
                 )
             except OSError as error:
                 raise EnvironmentProblem(f"the sampler's server cannot be started: {error}") from error
@@ -282,3 +290,8 @@ class _Server:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+
+
+def _end_with_this_process() -> None:
+    """Runs in the server's process before it starts: also a command that is killed leaves no server behind."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
