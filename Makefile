@@ -62,7 +62,7 @@ lint: setup ## ruff, mypy strict, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-slow: setup peers ## proofs that take long: learning on real data, killed and resumed compiles, TRL's gradients
+slow: setup peers $(VLLM)/.ready ## proofs that take long: learning on real data, killed and resumed compiles, TRL's gradients
 	$(BIN)/python -m pytest -m slow
 
 bench: setup peers $(VLLM)/.ready $(DSPY)/.ready ## the trie against padded batches, TRL, vLLM and DSPy, side by side (needs MMC_DATA; takes hours)
