@@ -47,3 +47,8 @@ def split_name(text: str) -> SplitName:
 def print_json(value: Any) -> None:
     """One JSON document on stdout."""
     print(json.dumps(value, ensure_ascii=False, default=str))
+
+
+def counted(number: int, noun: str) -> str:
+    """Such as ``1 error`` or ``2 errors``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

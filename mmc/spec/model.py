@@ -206,12 +206,13 @@ class ReturnStep(Keys):
     return_: dict[Name, Any] = Field(alias="return")
 
 
-_STEP_KEYS = ("call", "tool", "set", "if", "repeat", "for", "parallel", "return")
+STEP_KEYS = ("call", "tool", "set", "if", "repeat", "for", "parallel", "return")
+"""The keys that say what a step does; it has one of them."""
 
 
 def _step_kind(value: object) -> str | None:
     keys = value.keys() if isinstance(value, dict) else [k.rstrip("_") for k in type(value).model_fields]  # type: ignore[attr-defined]
-    return next((key for key in _STEP_KEYS if key in keys), None)
+    return next((key for key in STEP_KEYS if key in keys), None)
 
 
 Step = Annotated[

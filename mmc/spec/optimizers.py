@@ -80,7 +80,7 @@ class Teacher(Keys):
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if (self.spec is None) == (self.model is None and not self.templates):
-            raise ValueError("a teacher has either `spec` or `model` and `templates`, one of these or both")
+            raise ValueError("a teacher is another `spec`, or this program with another `model` or other `templates`")
         return self
 
 
@@ -180,7 +180,7 @@ class MmGrpo(Tuning):
         for width in self.tree:
             product *= width
         if product != self.rollouts or min(self.tree) < 1:
-            raise ValueError(f"the widths of `tree` multiply to {product}, but `rollouts` is {self.rollouts}")
+            raise ValueError(f"`tree` draws {product} runs in all, but `rollouts` is {self.rollouts}")
         if self.grouping != Grouping():
             raise ValueError("`grouping` does nothing with `tree`, which compares the calls made from one state")
         if self.teachers:
