@@ -12,6 +12,7 @@ from mmc.cli.doctor import doctor_command
 from mmc.cli.eval import eval_command
 from mmc.cli.graph import graph_command
 from mmc.cli.init import init_command
+from mmc.cli.migrate import migrate_command
 from mmc.cli.plan import plan_command
 from mmc.cli.render import render_command
 from mmc.cli.run import run_command
@@ -45,6 +46,7 @@ def options(
 
 app.command("init")(init_command)
 app.command("check")(check_command)
+app.command("migrate")(migrate_command)
 app.command("render")(render_command)
 app.command("graph")(graph_command)
 app.command("plan")(plan_command)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,7 @@ from mmc.spec.marks import parse
 
 if TYPE_CHECKING:
     from mmc.data import SplitName
+    from mmc.spec import LoadedSpec
 
 SpecArgument = Annotated[Path, typer.Argument(metavar="SPEC", help="A spec file, or a build folder.")]
 SetOption = Annotated[
@@ -23,6 +25,15 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 InputOption = Annotated[
     list[str], typer.Option("--input", "-i", metavar="NAME=VALUE", help="An input; values are read as YAML.")
 ]
+
+
+def warn(loaded: LoadedSpec) -> None:
+    """Prints what `mmc check` would warn of, before work that takes long begins."""
+    from mmc.program.check import check
+
+    for problem in check(loaded):
+        if problem.severity == "warning":
+            print(problem.render(), file=sys.stderr)
 
 
 def read_inputs(pairs: list[str], texts: frozenset[str] = frozenset()) -> dict[str, Any]:

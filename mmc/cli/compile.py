@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mmc.cli.common import JsonOption, SetOption, SpecArgument, TrustOption, print_json
+from mmc.cli.common import JsonOption, SetOption, SpecArgument, TrustOption, print_json, warn
 from mmc.errors import UsageError
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def compile_command(
     if seeds > 1 and not matrix:
         raise UsageError("--seeds does nothing without --matrix")
     loaded = load(spec, set_)
+    warn(loaded)
     with make_progress() as progress:
         job = CompileJob(loaded, out, runs, trust, progress)
         if matrix:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mmc.cli.common import JsonOption, SetOption, SpecArgument, TrustOption, print_json
+from mmc.cli.common import JsonOption, SetOption, SpecArgument, TrustOption, print_json, warn
 from mmc.cli.progress import duration
 
 if TYPE_CHECKING:
@@ -31,7 +31,9 @@ def plan_command(
     from mmc.compile.plan import make_plan
     from mmc.spec import load
 
-    plan = make_plan(CompileJob(load(spec, set_), out, runs, trust))
+    loaded = load(spec, set_)
+    warn(loaded)
+    plan = make_plan(CompileJob(loaded, out, runs, trust))
     if json_:
         print_json({**asdict(plan), "work": plan.work})
     else:
