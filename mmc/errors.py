@@ -41,7 +41,7 @@ class Diagnostic:
 
     def render(self) -> str:
         """``file:line:col: error: message``, then the line and a caret, then the hint."""
-        where = _shown(self.file)
+        where = shown(self.file)
         if self.line:
             where += f":{self.line}:{self.column}" if self.column else f":{self.line}"
         lines = [f"{where}: {self.severity}: {self.message}"]
@@ -68,7 +68,7 @@ class Diagnostic:
         return f"::{self.severity} {','.join(place)}::{escaped(text)}"
 
 
-def _shown(file: str) -> str:
+def shown(file: str) -> str:
     """A file's path as short as it can be said: from the working folder on, where it lies below that."""
     below = os.path.relpath(file) if Path(file).is_absolute() else file
     return file if below.startswith("..") else below

@@ -39,7 +39,7 @@ class LiteLlmEngine:
     """
 
     def __init__(self, config: LiteLlmModel) -> None:
-        self._litellm = _load()
+        self._litellm = load_litellm()
         self._config = config
         self._key = expand(config.api_key) if config.api_key is not None else None
         self._base = expand(config.api_base) if config.api_base is not None else None
@@ -86,7 +86,7 @@ class LiteLlmEngine:
 
     def count_tokens(self, messages: Sequence[Message]) -> int:
         """By LiteLLM's tokenizer for the model, or one much like it."""
-        return int(self._litellm.token_counter(model=self._config.model, messages=_chat(messages)))
+        return int(self._litellm.token_counter(model=self._config.model, messages=chat(messages)))
 
     def close(self) -> None:
         self._loop.close()
@@ -123,7 +123,7 @@ class LiteLlmEngine:
         async with self._slots, asyncio.timeout(self._config.timeout):
             response = await self._litellm.acompletion(
                 model=self._config.model,
-                messages=_chat(request.messages),
+                messages=chat(request.messages),
                 temperature=request.sampling.temperature,
                 max_tokens=request.sampling.max_tokens,
                 seed=seed_of(request.seed, *request.key) >> 32,  # APIs take 31 bits
@@ -158,7 +158,7 @@ class LiteLlmEngine:
         return text if len(text) <= 300 else f"{text[:300]}..."
 
 
-def _load() -> Any:
+def load_litellm() -> Any:
     """LiteLLM, quiet and without downloads of its own. Raises EnvironmentProblem when an extra is missing."""
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     try:
@@ -175,14 +175,14 @@ def _load() -> Any:
 def price_of(model: str) -> tuple[float, float] | None:
     """Dollars a prompt token and a completion token by LiteLLM's own table; None when it does not say."""
     try:
-        found = _load().get_model_info(model)
+        found = load_litellm().get_model_info(model)
     except Exception:  # LiteLLM raises a bare Exception for a model it does not know
         return None
     prices = found.get("input_cost_per_token"), found.get("output_cost_per_token")
     return None if None in prices else (float(prices[0]), float(prices[1]))
 
 
-def _chat(messages: Sequence[Message]) -> list[dict[str, str]]:
+def chat(messages: Sequence[Message]) -> list[dict[str, str]]:
     return [{"role": m.role, "content": m.content} for m in messages]
 
 

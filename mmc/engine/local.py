@@ -20,6 +20,7 @@ from mmc.engine.adapters import Adapters
 from mmc.engine.base import Completion, Key, Message, Request, seed_of
 from mmc.engine.constraint import Constraints
 from mmc.engine.memory import free_bytes, total_bytes
+from mmc.engine.tokens import chat_ids
 from mmc.errors import EnvironmentProblem, RunFailure
 from mmc.trie.budget import sampling_budget, training_budget
 from mmc.trie.decode import Decoder, Stream
@@ -222,9 +223,7 @@ class LocalEngine:
         if messages not in self._prompts:
             if len(self._prompts) > 50_000:
                 self._prompts.clear()
-            chat = [{"role": m.role, "content": m.content} for m in messages]
-            encoded = self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
-            self._prompts[messages] = list(encoded)
+            self._prompts[messages] = chat_ids(self.tokenizer, messages)
         return self._prompts[messages]
 
     def _stream(self, request: Request) -> Stream:
