@@ -91,6 +91,7 @@ def run_stages(job: CompileJob, folder: Path, siblings: Path | None = None) -> D
     proposer = getattr(loaded.spec.compile.prompts, "proposer", None)
     asked = [proposer] if proposer and "prompts" in loaded.spec.compile.strategy else []
     engines, seed = open_engines(loaded, asked), loaded.spec.compile.seed
+    job.progress.watch(distinct(engines))
     scores = (siblings or folder) / "scores"
     context = Context(engines, data, seed, folder, scores, job.progress, job.trust, siblings)
     job.progress.advance(1)
@@ -115,6 +116,7 @@ def _run_stages(context: Context, start: State) -> Done:
         seen[name] += 1
         label = name if seen[name] == 1 else f"{name}.{seen[name]}"
         folder = context.folder / f"{number}-{name}"
+        context.progress.stage(label, number, len(compile_.strategy))
         began = time.perf_counter()
         try:
             folder = _open(context, state, name, folder)

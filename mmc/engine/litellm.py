@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmc.engine.background import BackgroundLoop
-from mmc.engine.base import Completion, Message, Request, seed_of
+from mmc.engine.base import Completion, Message, Request, Spent, seed_of
 from mmc.errors import EnvironmentProblem, MmcError, RunFailure, UsageError
 from mmc.spec.env import expand
 from mmc.spec.model import LiteLlmModel
@@ -50,6 +50,7 @@ class LiteLlmEngine:
                 f"LiteLLM knows no provider for the model {config.model!r}; write it as in openai/gpt-4.1-mini"
             ) from None
         self._slots = asyncio.Semaphore(config.concurrency)
+        self.spent = Spent()
         self._clients = 0
         self._answers: dict[Request, asyncio.Task[Completion]] = {}
         self._loop = BackgroundLoop(self._litellm.close_litellm_async_clients)
@@ -134,7 +135,9 @@ class LiteLlmEngine:
                 num_retries=0,
                 max_retries=0,
             )
-        return _completion(response, request.sampling.temperature)
+        completion = _completion(response, request.sampling.temperature)
+        self.spent.add(completion)
+        return completion
 
     def _problem(self, error: Exception) -> MmcError:
         """What the user hears: what no other run would escape is the environment's, the rest this run's."""

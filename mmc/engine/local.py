@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from mmc.engine.adapters import Adapters
-from mmc.engine.base import Completion, Key, Message, Request, seed_of
+from mmc.engine.base import Completion, Key, Message, Request, Spent, seed_of
 from mmc.engine.constraint import Constraints
 from mmc.engine.memory import free_bytes, total_bytes
 from mmc.engine.tokens import chat_ids
@@ -49,6 +49,7 @@ class LocalEngine:
         self._batch_tokens = batch_tokens or sampling_budget(self.lm, total_bytes(self.lm.device))
         # In half precision a token's log-probability depends on what else is in the batch, so sampling and training differ.
         self._exact = self.lm.head.weight.dtype == torch.float32
+        self.spent = Spent()
         self._prompts: dict[tuple[Message, ...], list[int]] = {}
         self._clients = 0
         self._keeping = 0
@@ -245,7 +246,7 @@ class LocalEngine:
 
     def _completion(self, stream: Stream) -> Completion:
         shown = stream.ids[:-1] if stream.finish == "stop" else stream.ids
-        return Completion(
+        completion = Completion(
             text=self.tokenizer.decode(shown, skip_special_tokens=True),
             finish="stop" if stream.finish == "stop" else "length",
             prompt_ids_T=tuple(stream.prompt_ids),
@@ -257,6 +258,8 @@ class LocalEngine:
             completion_tokens=len(stream.ids),
             exact=self._exact,
         )
+        self.spent.add(completion)
+        return completion
 
 
 def _sortable(key: Key) -> tuple[tuple[bool, str | int], ...]:

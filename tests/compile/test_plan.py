@@ -11,6 +11,7 @@ import pytest
 from mmc.cli import execute
 from mmc.compile import CompileJob, compile_spec
 from mmc.compile.plan import Plan, make_plan
+from mmc.compile.progress import Silent
 from mmc.engine.local import LocalEngine
 from mmc.spec import load
 
@@ -68,16 +69,13 @@ def test_an_interrupted_training_goes_on(folder: Path) -> None:
     class Stop(BaseException):
         pass
 
-    class Progress:
+    class Progress(Silent):
         def begin(self, what: str, total: int) -> None:
             self.what = what
 
-        def advance(self, done: int, detail: str = "") -> None:
+        def advance(self, done: int, detail: str = "", value: float | None = None) -> None:
             if self.what == "mmGRPO" and done == 2:
                 raise Stop
-
-        def say(self, line: str) -> None:
-            pass
 
     with pytest.raises(Stop):
         compile_spec(job(folder, progress=Progress()))
