@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mmc.errors import UsageError
-from mmc.spec.marks import parse
 
 if TYPE_CHECKING:
     from mmc.data import SplitName
@@ -38,6 +37,8 @@ def warn(loaded: LoadedSpec) -> None:
 
 def read_inputs(pairs: list[str], texts: frozenset[str] = frozenset()) -> dict[str, Any]:
     """``name=value`` pairs as data. Inputs named in ``texts`` are taken as they are. Raises UsageError."""
+    from mmc.spec.marks import parse
+
     found: dict[str, Any] = {}
     for pair in pairs:
         name, sign, value = pair.partition("=")
