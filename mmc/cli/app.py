@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import typer
 
 import mmc
@@ -42,6 +44,16 @@ def options(
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
 ) -> None:
     """Compile multi-module LM programs: prompts searched, weights trained, one readable build."""
+
+
+def command_group() -> Any:
+    """The application as click's group. A parameter such as ``set_`` is read from the environment as its option is called."""
+    group: Any = typer.main.get_command(app)
+    for name, command in group.commands.items():
+        for parameter in command.params:
+            if parameter.name.endswith("_"):
+                parameter.envvar = f"MMC_{name}_{parameter.name.rstrip('_')}".upper()
+    return group
 
 
 app.command("init")(init_command)

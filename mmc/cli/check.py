@@ -24,7 +24,10 @@ def check_command(
     ] = "text",
     set_: SetOption = [],  # noqa: B006  typer copies it
 ) -> None:
-    """Check a spec, its templates and its data files; say every problem at once."""
+    """Say every problem of a spec, its templates and its data.
+
+    Each with file, line and column, and what to do; all at once.
+    """
     from mmc.errors import InvalidError
     from mmc.program.check import check, untunable
     from mmc.spec.load import survey

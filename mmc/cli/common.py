@@ -15,7 +15,30 @@ if TYPE_CHECKING:
     from mmc.data import SplitName
     from mmc.spec import LoadedSpec
 
-SpecArgument = Annotated[Path, typer.Argument(metavar="SPEC", help="A spec file, or a build folder.")]
+
+def complete_spec(incomplete: str) -> list[str]:
+    """Specs and builds that a path may become, and the folders on the way."""
+    head, _, tail = incomplete.rpartition("/")
+    folder = Path(f"{head}/" if "/" in incomplete else ".").expanduser()
+    found = []
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        whole = f"{head}/{path.name}" if "/" in incomplete else path.name
+        if not path.name.startswith(tail) or (path.name.startswith(".") and not tail):
+            continue
+        if path.is_dir():
+            found.append(whole if (path / "program.yaml").is_file() else f"{whole}/")
+        elif path.suffix in (".yaml", ".yml"):
+            found.append(whole)
+    return found
+
+
+def complete_split(incomplete: str) -> list[str]:
+    return [name for name in ("train", "dev", "test") if name.startswith(incomplete)]
+
+
+SpecArgument = Annotated[
+    Path, typer.Argument(metavar="SPEC", help="A spec file, or a build folder.", autocompletion=complete_spec)
+]
 SetOption = Annotated[
     list[str], typer.Option("--set", metavar="A.B=VALUE", help="Override a key of the spec; may be repeated.")
 ]

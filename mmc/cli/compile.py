@@ -29,7 +29,10 @@ def compile_command(
     set_: SetOption = [],  # noqa: B006
     trust: TrustOption = False,
 ) -> None:
-    """Search prompts and train weights as the spec says; write a build. Run it again to resume."""
+    """Search prompts and train weights; write a build.
+
+    As the spec says under `compile`. Interrupted, the same command goes on where it was.
+    """
     from mmc.cli.progress import make_progress
     from mmc.compile import CompileJob, compile_spec, run_matrix
     from mmc.spec import load

@@ -9,17 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mmc.cli.common import JsonOption, print_json
+from mmc.cli.common import JsonOption, complete_spec, print_json
 
 if TYPE_CHECKING:
     from mmc.build.diff import Difference, Piece
 
-Place = Annotated[Path, typer.Argument(help="A spec file, or a build folder.")]
+Place = Annotated[Path, typer.Argument(help="A spec file, or a build folder.", autocompletion=complete_spec)]
 STYLES = {"added": "green", "removed": "red"}
 
 
 def diff_command(before: Place, after: Place, json_: JsonOption = False) -> None:
-    """Compare two specs or builds: keys, words of prompts, scores on the same examples, adapters."""
+    """Say what differs between two specs or builds.
+
+    Keys, words of prompts, scores on the same examples, adapters.
+    """
     from mmc.build.diff import diff
 
     found = diff(before, after)

@@ -17,7 +17,10 @@ def migrate_command(
         bool, typer.Option("--dry-run", help="Print what would change as a diff; write nothing.")
     ] = False,
 ) -> None:
-    """Rewrite a spec of an older version of the format in place; comments and layout stay."""
+    """Bring a spec of an older version up to date, in place.
+
+    Comments and layout stay as they are.
+    """
     from mmc.spec.load import read_text, spec_file
     from mmc.spec.migrate import migrate
 

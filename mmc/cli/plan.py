@@ -26,7 +26,10 @@ def plan_command(
     set_: SetOption = [],  # noqa: B006
     trust: TrustOption = False,
 ) -> None:
-    """Say what a compile would do: stages done, stale or to do and why, with runs, calls, tokens, dollars and time."""
+    """Say what a compile would do, why, and what it costs.
+
+    Stages done, stale or to do, with runs, calls, tokens, dollars and time, and what these rest on.
+    """
     from mmc.compile import CompileJob
     from mmc.compile.plan import make_plan
     from mmc.spec import load

@@ -13,6 +13,7 @@ from mmc.cli.common import (
     SetOption,
     SpecArgument,
     TrustOption,
+    complete_split,
     print_json,
     read_inputs,
     split_name,
@@ -32,14 +33,17 @@ def render_command(
     spec: SpecArgument,
     module: Annotated[str | None, typer.Option(help="Only this module.")] = None,
     example: Annotated[str | None, typer.Option(help="Id of the example; the first when left out.")] = None,
-    split: Annotated[str, typer.Option(help="Split the example is taken from.")] = "dev",
+    split: Annotated[str, typer.Option(help="Split the example is taken from.", autocompletion=complete_split)] = "dev",
     tokens: Annotated[bool, typer.Option(help="Count tokens with each model's own tokenizer.")] = True,
     input_: InputOption = [],  # noqa: B006
     json_: JsonOption = False,
     set_: SetOption = [],  # noqa: B006
     trust: TrustOption = False,
 ) -> None:
-    """Print the messages of every module whose inputs are known from an example and --input, and their tokens."""
+    """Print the messages each module would send, and their tokens.
+
+    Inputs come from an example of the data and from --input.
+    """
     from mmc.program.graph import Program
     from mmc.program.preview import preview
     from mmc.spec import load
