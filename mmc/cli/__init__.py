@@ -42,7 +42,8 @@ def execute(arguments: list[str]) -> int:
     except (typer.Abort, KeyboardInterrupt):
         return _interrupted(arguments)
     except TyperException as error:
-        print(f"error: {error}\nsee `mmc --help` and `mmc COMMAND --help`", file=sys.stderr)
+        known = arguments and arguments[0] in command_group().commands
+        print(f"error: {error.format_message()}\nsee: mmc {f'{arguments[0]} ' if known else ''}--help", file=sys.stderr)
         return 2
     except MmcError as error:
         print(_worded(error), file=sys.stderr)

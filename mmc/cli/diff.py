@@ -51,7 +51,7 @@ def _print(found: Difference) -> None:
     if found.adapters:
         out.print()
     for change in found.adapters:
-        out.print(Text(f"adapter of {change.key}: {_value(change.before)} -> {_value(change.after)}"))
+        out.print(Text(f"adapter of {change.key}: {_adapter(change.before)} -> {_adapter(change.after)}"))
     if found.scores is not None:
         score, gain = found.scores, found.scores.gain
         what = "score, from the build's own start" if score.own_start else "score"
@@ -74,6 +74,13 @@ def _marked(pieces: tuple[Piece, ...]) -> Any:
         left, right = marks[kind]
         text.append(f"{left}{piece}{right}", style=STYLES.get(kind))
     return text
+
+
+def _adapter(value: Any) -> str:
+    """An adapter in few words; --json has the whole hash."""
+    if not isinstance(value, dict):
+        return _value(value)
+    return ", ".join(f"{key} {str(one)[:12]}" for key, one in value.items() if one is not None)
 
 
 def _value(value: Any) -> str:

@@ -158,7 +158,9 @@ class _Costs:
             )
             self.rests_on.append("time: nothing was measured yet; it is known once the start is scored")
         low, high = total(program.spec)
-        self.rests_on.append(f"calls: {low} to {high} a run, by the steps and program.max_calls")
+        self.rests_on.append(
+            f"calls: {low if low == high else f'{low} to {high}'} a run, by the steps and program.max_calls"
+        )
         self.prices = self._prices()
         asked = [name for name in (getattr(self.spec.compile.prompts, "proposer", None),) if name]
         asked += sorted({judge.module for judge in program.judges})

@@ -33,7 +33,7 @@ def parse_type(text: str) -> Type:
     if match:
         return Type("list", parse_type(match.group(1)))
     raise ValueError(
-        f"{text!r} is not a type; known are {', '.join(SIMPLE)} and list[...]" + did_you_mean(text, SIMPLE)
+        f"{text!r} is not a type; known are {', '.join(SIMPLE)} and list[...]." + did_you_mean(text, SIMPLE)
     )
 
 

@@ -105,7 +105,7 @@ def test_the_command_prints_a_table_and_its_exit_code_says_whether_there_is_work
     assert execute(options) == 0
     said = capsys.readouterr().out
     assert said.splitlines()[0].split() == ["stage", "status", "runs", "calls", "tokens", "dollars", "time"]
-    assert "calls: 2 to 2 a run" in said and "unknown" in said
+    assert "calls: 2 a run" in said and "unknown" in said
     assert execute([*options, "--detailed-exitcode"]) == 10
     capsys.readouterr()
     assert execute([*options, "--json"]) == 0

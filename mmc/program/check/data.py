@@ -25,6 +25,7 @@ def check_data(findings: Findings) -> None:
             path: KeyPath = ("tools", name)
             _rows(findings, (*path, "corpus"), tool.corpus, dict.fromkeys(tool.fields, (*path, "fields")))
     if spec.data is None:
+        _report_lacking(findings)
         return
     outputs = {*spec.program.outputs, *(n for names in returns(spec.program.steps) for n in names)}
     judged = _judged(findings, outputs)
@@ -35,6 +36,7 @@ def check_data(findings: Findings) -> None:
         for i, part in enumerate(parts):
             gold = metric_fields(part.metric, "gold", ("shaping", name, i, "metric"))
             _rows(findings, ("data", "train", "file"), train.file, gold)
+    _report_lacking(findings)
     _overlap(findings, spec.data)
 
 
@@ -86,20 +88,24 @@ def _rows(findings: Findings, path: KeyPath, name: str, wanted: Mapping[str, Key
     if not rows:
         findings.error(path, f"{name} has no rows")
         return False
-    whole_rows = True
+    complete = True
     for column, place in wanted.items():
         lacking = next((number for number, row in enumerate(rows, 1) if column not in row), None)
-        if lacking is None:
-            continue
-        whole_rows = False
-        known = [str(key) for key in rows[0]]
-        who = name if lacking == 1 else f"row {lacking} of {name}"
-        message = f"{who} has no column {column!r}.{did_you_mean(column, known) if lacking == 1 else ''}"
-        hint = f"its columns are: {', '.join(map(str, rows[lacking - 1]))}"
-        findings.error(
-            place, message, hint, at_key=place[:-1] in (("program", "inputs"),) or place[-2:-1] == ("where",)
-        )
-    return whole_rows
+        if lacking is not None:
+            complete = False
+            who = name if lacking == 1 else f"row {lacking} of {name}"
+            findings.lacking.setdefault((place, column), {})[who] = [str(key) for key in rows[lacking - 1]]
+    return complete
+
+
+def _report_lacking(findings: Findings) -> None:
+    """One error for each place that names a column, whatever the number of files that lack it."""
+    for (place, column), who in findings.lacking.items():
+        known = next(iter(who.values()))
+        verb = "has" if len(who) == 1 else "have"
+        message = f"{', '.join(who)} {verb} no column {column!r}.{did_you_mean(column, known)}"
+        at_key = place[:-1] == ("program", "inputs") or place[-2:-1] == ("where",)
+        findings.error(place, message, f"the columns are: {', '.join(known)}", at_key)
 
 
 def _neighbours(file: Path) -> str:

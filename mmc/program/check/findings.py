@@ -29,6 +29,8 @@ class Findings:
     def __init__(self, loaded: LoadedSpec) -> None:
         self.loaded, self.spec = loaded, loaded.spec
         self.found: list[Diagnostic] = []
+        self.lacking: dict[tuple[KeyPath, str], dict[str, list[str]]] = {}
+        """Where a column is named, and the column -> the files that lack it, and what columns these have."""
         self._unset: set[str] = set()
 
     def error(self, path: KeyPath, message: str, hint: str = "", at_key: bool = False) -> None:

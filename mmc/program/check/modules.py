@@ -15,7 +15,7 @@ from mmc.prompt import Template
 from mmc.spec import model
 from mmc.spec.env import REFERENCE
 from mmc.spec.marks import KeyPath
-from mmc.spec.types import did_you_mean
+from mmc.spec.types import closest, did_you_mean
 
 SOURCES = ("hf", "path", "package")
 """What a local model's source begins with."""
@@ -116,7 +116,8 @@ def check_template(findings: Findings, path: KeyPath, name: str, of: str) -> Tem
     if template is None:
         return None
     findings.found += _undeclared(template, of, module)
-    for unused in sorted(set(module.inputs) - template.variables):
+    misspelled = {closest(name, module.inputs) for name in template.variables - set(module.inputs)}
+    for unused in sorted(set(module.inputs) - template.variables - misspelled):
         if not any(unused in _names_quietly(declared) for declared in module.outputs.values()):
             message = f"the template {name} does not use this input"
             findings.warning(("modules", of, "inputs", unused), message, at_key=True)
