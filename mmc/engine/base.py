@@ -101,8 +101,26 @@ class Completion:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass
+class Spent:
+    """What an engine has answered since it was opened."""
+
+    tokens: int = 0
+    """Of prompts and completions."""
+    dollars: float | None = 0.0
+    """None when a price is not known."""
+
+    def add(self, completion: Completion) -> None:
+        self.tokens += completion.prompt_tokens + completion.completion_tokens
+        cost = completion.metadata.get("cost", 0.0)
+        self.dollars = None if cost is None or self.dollars is None else self.dollars + float(cost)
+
+
 class Engine(Protocol):
     """Answers requests. Implementations: one file each beside this one."""
+
+    spent: Spent
+    """What it has answered so far."""
 
     @property
     def width(self) -> int | None:

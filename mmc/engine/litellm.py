@@ -37,7 +37,7 @@ class LiteLlmEngine:
     """
 
     def __init__(self, config: LiteLlmModel) -> None:
-        self._litellm = _load()
+        self._litellm = load_litellm()
         self._config = config
         self._key = expand(config.api_key) if config.api_key is not None else None
         self._base = expand(config.api_base) if config.api_base is not None else None
@@ -58,6 +58,7 @@ class LiteLlmEngine:
         )
         named = {"type": config.type, "model": config.model, "api_base": self._base}
         self._calls = RemoteCalls(api, config, Answers(named) if config.cache else None)
+        self.spent = self._calls.spent
 
     # --- the interface ---
 
@@ -125,7 +126,7 @@ class LiteLlmEngine:
         return RunFailure(f"{name} failed: {said}")
 
 
-def _load() -> Any:
+def load_litellm() -> Any:
     """LiteLLM, quiet and without downloads of its own. Raises EnvironmentProblem when an extra is missing."""
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     try:
@@ -142,7 +143,7 @@ def _load() -> Any:
 def price_of(model: str) -> tuple[float, float] | None:
     """Dollars a prompt token and a completion token by LiteLLM's own table; None when it does not say."""
     try:
-        found = _load().get_model_info(model)
+        found = load_litellm().get_model_info(model)
     except Exception:  # LiteLLM raises a bare Exception for a model it does not know
         return None
     prices = found.get("input_cost_per_token"), found.get("output_cost_per_token")

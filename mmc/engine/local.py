@@ -17,9 +17,10 @@ from typing import Any
 import torch
 
 from mmc.engine.adapters import Adapters
-from mmc.engine.base import Completion, Key, Message, Request, seed_of
+from mmc.engine.base import Completion, Key, Message, Request, Spent, seed_of
 from mmc.engine.constraint import Constraints
 from mmc.engine.memory import free_bytes, total_bytes
+from mmc.engine.tokens import chat_ids
 from mmc.errors import EnvironmentProblem, RunFailure
 from mmc.spec.model import LocalModel
 from mmc.trie.budget import sampling_budget, training_budget
@@ -49,6 +50,7 @@ class LocalEngine:
         self._batch_tokens = batch_tokens or sampling_budget(self.lm, total_bytes(self.lm.device))
         # In half precision a token's log-probability depends on what else is in the batch, so sampling and training differ.
         self._exact = self.lm.head.weight.dtype == torch.float32
+        self.spent = Spent()
         self._prompts: dict[tuple[Message, ...], list[int]] = {}
         self._clients = 0
         self._keeping = 0
@@ -197,6 +199,7 @@ class LocalEngine:
         return PaddedDecoder(self.lm, self.stops, self._batch_tokens)
 
     def _answer(self, pending: _Pending, completion: Completion) -> None:
+        self.spent.add(completion)
         self._blocked -= 1
         if not pending.future.done():
             pending.future.set_result(completion)
@@ -225,9 +228,7 @@ class LocalEngine:
         if messages not in self._prompts:
             if len(self._prompts) > 50_000:
                 self._prompts.clear()
-            chat = [{"role": m.role, "content": m.content} for m in messages]
-            encoded = self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
-            self._prompts[messages] = list(encoded)
+            self._prompts[messages] = chat_ids(self.tokenizer, messages)
         return self._prompts[messages]
 
     def _stream(self, request: Request) -> Stream:

@@ -46,6 +46,7 @@ class OpenAiEngine:
         )
         named = {"type": config.type, "model": config.model, "api_base": base}
         self._calls = RemoteCalls(api, config, Answers(named) if config.cache else None)
+        self.spent = self._calls.spent
 
     async def complete(self, request: Request) -> Completion:
         """Answers ``request``; equal requests of one batch of runs share the answer, as equal keys draw the same tokens.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from mmc.engine.answers import Answers
 from mmc.engine.background import BackgroundLoop
-from mmc.engine.base import Completion, Constraint, JsonSchema, Message, Request, seed_of
+from mmc.engine.base import Completion, Constraint, JsonSchema, Message, Request, Spent, seed_of
 from mmc.errors import MmcError, RunFailure
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ class RemoteCalls:
 
     def __init__(self, api: Api, limits: Limits, answers: Answers | None = None) -> None:
         self._api, self._limits, self._kept = api, limits, answers
+        self.spent = Spent()
         self._slots = asyncio.Semaphore(limits.concurrency)
         self._clients = 0
         self._answers: dict[Request, asyncio.Task[Completion]] = {}
@@ -142,7 +143,9 @@ class RemoteCalls:
 
     async def _attempt(self, request: Request) -> Completion:
         async with self._slots, asyncio.timeout(self._limits.timeout):
-            return await self._api.attempt(request)
+            completion = await self._api.attempt(request)
+        self.spent.add(completion)
+        return completion
 
     def _mends(self, error: BaseException) -> bool:
         return isinstance(error, TimeoutError | Unusable) or self._api.mends(error)
