@@ -16,6 +16,7 @@ from mmc.cli.plan import plan_command
 from mmc.cli.render import render_command
 from mmc.cli.run import run_command
 from mmc.cli.schema import schema_command
+from mmc.cli.serve import serve_command
 from mmc.cli.verify import verify_command
 
 app = typer.Typer(
@@ -52,6 +53,7 @@ app.command("run")(run_command)
 app.command("eval")(eval_command)
 app.command("compile")(compile_command)
 app.command("diff")(diff_command)
+app.command("serve")(serve_command)
 app.command("verify")(verify_command)
 app.command("doctor")(doctor_command)
 app.command("schema")(schema_command)

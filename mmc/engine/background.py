@@ -1,7 +1,8 @@
-"""An event loop in a thread of its own, for work that waits on the network.
+"""An event loop in a thread of its own.
 
-A local model decodes in the main loop and lets nothing else run there meanwhile; a request to a remote one would time out
-without its server being at fault. And connections outlive the loop of one `run_all`.
+A local model decodes in the loop that asks it and lets nothing else run there meanwhile. So what waits on the network does
+it in another: it would time out without anybody being at fault, and connections outlive the loop of one `run_all`. And
+a server puts its programs and engines into one, and answers from its own.
 """
 
 from __future__ import annotations

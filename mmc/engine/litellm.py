@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmc.engine.background import BackgroundLoop
-from mmc.engine.base import Completion, Message, Request, seed_of
+from mmc.engine.base import Completion, Message, Request, Watch, seed_of
 from mmc.errors import EnvironmentProblem, MmcError, RunFailure, UsageError
 from mmc.spec.env import expand
 from mmc.spec.model import LiteLlmModel
@@ -51,12 +51,13 @@ class LiteLlmEngine:
             ) from None
         self._slots = asyncio.Semaphore(config.concurrency)
         self._clients = 0
+        self._serving = 0
         self._answers: dict[Request, asyncio.Task[Completion]] = {}
         self._loop = BackgroundLoop(self._litellm.close_litellm_async_clients)
 
     # --- the interface ---
 
-    async def complete(self, request: Request) -> Completion:
+    async def complete(self, request: Request, watch: Watch | None = None) -> Completion:
         """Answers ``request``; equal requests of one batch of runs share the answer, as equal keys draw the same tokens.
 
         Raises EnvironmentProblem for a bad key or an unknown model, RunFailure when it failed after all retries,
@@ -65,7 +66,10 @@ class LiteLlmEngine:
         if request.constraint is not None or request.adapter is not None:
             what = "constrained decoding needs" if request.constraint is not None else "adapters need"
             raise UsageError(f"{what} a `type: local` model; {self._config.model} is `type: litellm`")
-        return await self._loop.run(self._shared(request))
+        completion = await self._loop.run(self._shared(request))
+        if watch is not None:
+            watch(completion.text)
+        return completion
 
     @contextmanager
     def client(self) -> Iterator[None]:
@@ -81,6 +85,15 @@ class LiteLlmEngine:
     def keeping(self) -> AbstractContextManager[None]:
         return nullcontext()
 
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        """Inside, no answer is shared once it is there: a server never has a moment without clients to forget it in."""
+        self._serving += 1
+        try:
+            yield
+        finally:
+            self._serving -= 1
+
     def elsewhere(self) -> AbstractContextManager[None]:
         return nullcontext()
 
@@ -95,7 +108,9 @@ class LiteLlmEngine:
 
     async def _shared(self, request: Request) -> Completion:
         if request not in self._answers:
-            self._answers[request] = asyncio.create_task(self._answer(request))
+            task = self._answers[request] = asyncio.create_task(self._answer(request))
+            if self._serving:
+                task.add_done_callback(lambda _: self._answers.pop(request, None))
         return await asyncio.shield(self._answers[request])
 
     def _forget(self) -> None:

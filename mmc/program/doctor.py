@@ -22,6 +22,8 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "local": ("torch", "transformers", "peft", "llguidance", "gguf", "safetensors", "psutil"),
     "remote": ("litellm", "tenacity"),
     "search": ("optuna", "gepa"),
+    "serve": ("fastapi", "uvicorn"),
+    "metrics": ("prometheus_client",),
 }
 """Extra -> the packages it brings."""
 LITTLE_DISK = 2 * 2**30
