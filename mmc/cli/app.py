@@ -10,6 +10,7 @@ from mmc.cli.compile import compile_command
 from mmc.cli.diff import diff_command
 from mmc.cli.doctor import doctor_command
 from mmc.cli.eval import eval_command
+from mmc.cli.export import export_command
 from mmc.cli.graph import graph_command
 from mmc.cli.init import init_command
 from mmc.cli.plan import plan_command
@@ -54,6 +55,7 @@ app.command("eval")(eval_command)
 app.command("compile")(compile_command)
 app.command("diff")(diff_command)
 app.command("serve")(serve_command)
+app.command("export")(export_command)
 app.command("verify")(verify_command)
 app.command("doctor")(doctor_command)
 app.command("schema")(schema_command)
