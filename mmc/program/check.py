@@ -20,6 +20,7 @@ from mmc.spec.env import REFERENCE
 from mmc.spec.load import LoadedSpec
 from mmc.spec.marks import KeyPath
 from mmc.spec.metrics import judges_of
+from mmc.spec.tools import PLACE
 from mmc.spec.types import did_you_mean, parse_type
 
 
@@ -43,6 +44,9 @@ class _Checker:
 
     def error(self, path: KeyPath, message: str, hint: str = "") -> None:
         self.found.append(self.loaded.diagnostic(path, message, hint))
+
+    def _warning(self, path: KeyPath, message: str) -> None:
+        self.found.append(replace(self.loaded.diagnostic(path, message), severity="warning"))
 
     # --- modules and templates ---
 
@@ -140,12 +144,7 @@ class _Checker:
             self.found.append(Diagnostic(str(template.path), line, column, message, hint, source=source))
         for unused in sorted(set(module.inputs) - template.variables):
             if not any(unused in self._names_quietly(t) for t in module.outputs.values()):
-                place = self.loaded.diagnostic(
-                    ("modules", of, "inputs", unused), f"the template {name} does not use this input"
-                )
-                self.found.append(
-                    Diagnostic(place.file, place.line, place.column, place.message, "", "warning", place.source)
-                )
+                self._warning(("modules", of, "inputs", unused), f"the template {name} does not use this input")
         return template
 
     def _candidates(self, path: KeyPath, module: model.Module, template: Template | None) -> None:
@@ -170,10 +169,7 @@ class _Checker:
         used = called(program.steps) | {judge.module for judge in judges_of(self.spec.metric).values()}
         for name in self.spec.modules:
             if name not in used:
-                place = self.loaded.diagnostic(("modules", name), f"no step calls the module {name!r}")
-                self.found.append(
-                    Diagnostic(place.file, place.line, place.column, place.message, "", "warning", place.source)
-                )
+                self._warning(("modules", name), f"no step calls the module {name!r}")
 
     def _steps(self, path: KeyPath, steps: Sequence[model.Step], known: set[str]) -> set[str]:
         """Checks steps in order; gives the variables known after them."""
@@ -191,6 +187,10 @@ class _Checker:
                 self.needs.setdefault(step.as_ or step.tool, set())
                 for name, value in step.with_.items():
                     self._uses((*path, "with", name), value, known, step.as_ or step.tool)
+                tool = self.spec.tools.get(step.tool)
+                for name in PLACE.findall(tool.url) if isinstance(tool, model.HttpTool) else ():
+                    if name not in step.with_:
+                        self.error((*path, "tool"), f"the URL of {step.tool!r} needs the argument {name!r}")
                 return {step.as_ or step.tool}
             case model.SetStep():
                 for name, value in step.set.items():

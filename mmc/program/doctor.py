@@ -22,6 +22,8 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "local": ("torch", "transformers", "peft", "llguidance", "gguf", "safetensors", "psutil"),
     "remote": ("litellm", "tenacity"),
     "search": ("optuna", "gepa"),
+    "http": ("httpx", "tenacity"),
+    "mcp": ("mcp",),
     "serve": ("fastapi", "uvicorn"),
     "metrics": ("prometheus_client",),
 }

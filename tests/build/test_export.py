@@ -164,10 +164,10 @@ from mmc.build.export import push
 from mmc.errors import EnvironmentProblem
 
 for repo, environment in (
-    ("me/x", {"HF_HUB_OFFLINE": "1"}),
-    ("me/x", {"HF_HUB_OFFLINE": "0"}),
+    ("me/x", {}),
     ("me/x", {"HF_TOKEN": "hf_x"}),
     ("a/b/c", {}),
+    ("me/x", {"HF_HUB_OFFLINE": "1"}),
 ):
     os.environ.update(environment)
     try:
@@ -182,7 +182,7 @@ def test_pushing_ends_at_the_door_with_a_reason(tmp_path: Path) -> None:
     environment.pop("HF_TOKEN", None)
     command = [sys.executable, "-c", PUSHES]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
-    offline, without_token, refused, misnamed = done.stdout.splitlines()
+    without_token, refused, misnamed, offline = done.stdout.splitlines()
     assert "HF_HUB_OFFLINE is set" in offline and "there is no token: hf auth login" in without_token
     assert "the hub gave: [Errno 111] Connection refused" in refused
     assert "'a/b/c' cannot be a repository" in misnamed

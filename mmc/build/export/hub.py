@@ -55,8 +55,9 @@ def _changes(loaded: LoadedSpec, out: Path) -> dict[KeyPath, object]:
         if getattr(spec.compile, stage).teachers:
             changes["compile", stage, "teachers"] = []
     changes |= {("modules", name, "alternatives"): [] for name, module in spec.modules.items() if module.alternatives}
+    changes |= {("tools", name, "record"): None for name, tool in spec.tools.items() if tool.record is not None}
     for path, value in spec_paths(spec):
-        if path[0] in ("tools", "modules") and "alternatives" not in path:
+        if path[0] in ("tools", "modules") and not {"alternatives", "record"} & set(path):
             name = f"files/{'-'.join(map(str, path[1:-1]))}-{loaded.resolve(value).name}"
             (out / "files").mkdir(exist_ok=True)
             shutil.copyfile(loaded.resolve(value), out / name)
