@@ -19,7 +19,7 @@ T = TypeVar("T")
 class BackgroundLoop:
     """Starts at once, ends with :meth:`close` or the process. ``goodbye`` is awaited at its end."""
 
-    def __init__(self, goodbye: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, goodbye: Callable[[], Awaitable[None]] | None = None) -> None:
         self._goodbye = goodbye
         self._stop = asyncio.Event()
         started: Future[asyncio.AbstractEventLoop] = Future()
@@ -30,7 +30,8 @@ class BackgroundLoop:
     async def _live(self, started: Future[asyncio.AbstractEventLoop]) -> None:
         started.set_result(asyncio.get_running_loop())
         await self._stop.wait()
-        await self._goodbye()
+        if self._goodbye is not None:
+            await self._goodbye()
 
     async def run(self, work: Coroutine[None, None, T]) -> T:
         """Awaits ``work``, done over there; cancelled with its caller."""

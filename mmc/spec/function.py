@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextvars
 import importlib
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -43,3 +46,26 @@ def import_function(loaded: LoadedSpec, path: KeyPath, name: str, trust: bool) -
     if not callable(found):
         raise InvalidError([loaded.diagnostic(path, f"{name} is not a function")])
     return found  # type: ignore[no-any-return]
+
+
+def started(function: Callable[..., Any], /, *values: Any, **named: Any) -> Future[Any]:
+    """Calls ``function`` in a thread of its own; gives what it will give.
+
+    The thread is a daemon's and serves this call alone: one that hangs takes no other call's place, and neither the end of a
+    batch of runs nor that of the process waits for it.
+    """
+    future: Future[Any] = Future()
+    future.set_running_or_notify_cancel()  # who stops waiting must not cancel what cannot be stopped
+    context = contextvars.copy_context()
+
+    def work() -> None:
+        try:
+            future.set_result(context.run(function, *values, **named))
+        except Exception as error:  # the user's code: handed to whoever waits
+            future.set_exception(error)
+        finally:
+            if not future.done():
+                future.set_exception(RuntimeError("the function ended its thread"))
+
+    threading.Thread(target=work, daemon=True).start()
+    return future

@@ -50,6 +50,9 @@ class PythonTool(_Recorded):
     """`package.module:function`."""
     timeout: float = Field(60.0, gt=0)
     """Seconds after which a call counts as failed."""
+    # How many run at a time changes no answer, so no result of a compile depends on it.
+    concurrency: int = Field(8, gt=0, exclude=True)
+    """Most calls at a time."""
 
 
 class HttpTool(_Recorded):

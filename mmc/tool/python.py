@@ -3,66 +3,43 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import inspect
-import threading
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from typing import Any
+from weakref import WeakKeyDictionary
 
+from mmc.engine.background import BackgroundLoop
 from mmc.errors import ToolError
-from mmc.spec.function import import_function
+from mmc.spec.function import import_function, started
 from mmc.spec.load import LoadedSpec
 from mmc.spec.model import PythonTool
 
 
 class PythonFunction:
-    """Calls a function with the step's arguments by name; a sync one runs in a thread, so a time-out can be kept."""
+    """Calls a function with the step's arguments by name. It never runs in the loop of the runs, which it could block: a sync
+    one has a thread, async ones have a loop, so the time-out is kept whatever it does.
+    """
 
-    def __init__(self, function: Callable[..., Any], timeout: float) -> None:
-        self._function, self._timeout = function, timeout
+    def __init__(self, function: Callable[..., Any], timeout: float, concurrency: int) -> None:
+        self._function, self._timeout, self._concurrency = function, timeout, concurrency
+        self._slots: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
+        """By the loop of a batch of runs: a semaphore belongs to one."""
+        self._loop = BackgroundLoop() if inspect.iscoroutinefunction(function) else None
 
     async def __call__(self, arguments: Mapping[str, Any]) -> Any:
-        if inspect.iscoroutinefunction(self._function):
-            work = self._function(**arguments)
-        else:
-            work = _in_thread(self._function, arguments)
-        try:
-            return await asyncio.wait_for(work, self._timeout)
-        except TimeoutError:
-            raise ToolError(f"no answer within {self._timeout:g} s") from None
+        async with self._slots.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(self._concurrency)):
+            try:
+                return await asyncio.wait_for(self._answer(arguments), self._timeout)
+            except TimeoutError:
+                raise ToolError(f"no answer within {self._timeout:g} s") from None
 
-
-async def _in_thread(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
-    """What the function gives. Its thread is its own and a daemon's: one that hangs takes no other call's place, and neither
-    the end of a batch of runs nor that of the process waits for it.
-    """
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[Any] = loop.create_future()
-    context = contextvars.copy_context()
-
-    def settle(result: Any, error: Exception | None) -> None:
-        if done.done():
-            return
-        if error is None:
-            done.set_result(result)
-        else:
-            done.set_exception(error)
-
-    def work() -> None:
-        result, error = None, Exception("the function ended its thread")
-        try:
-            result, error = context.run(function, **arguments), None  # type: ignore[assignment]
-        except Exception as problem:  # a tool call: handed to whoever waits for it
-            error = problem
-        finally:
-            with suppress(RuntimeError):  # nobody waits any more, and the loop is closed
-                loop.call_soon_threadsafe(settle, result, error)
-
-    threading.Thread(target=work, daemon=True).start()
-    return await done
+    async def _answer(self, arguments: Mapping[str, Any]) -> Any:
+        if self._loop is not None:
+            return await self._loop.run(self._function(**arguments))
+        return await asyncio.wrap_future(started(self._function, **arguments))
 
 
 def open_python(loaded: LoadedSpec, name: str, config: PythonTool, trust: bool) -> PythonFunction:
     """The tool of a ``type: python`` block."""
-    return PythonFunction(import_function(loaded, ("tools", name, "function"), config.function, trust), config.timeout)
+    function = import_function(loaded, ("tools", name, "function"), config.function, trust)
+    return PythonFunction(function, config.timeout, config.concurrency)
