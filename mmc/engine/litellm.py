@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mmc.engine.answers import Answers
-from mmc.engine.base import Completion, JsonSchema, Message, Request
+from mmc.engine.base import Completion, JsonSchema, Message, Request, Watch
 from mmc.engine.remote import (
     Api,
     RemoteCalls,
@@ -62,7 +62,7 @@ class LiteLlmEngine:
 
     # --- the interface ---
 
-    async def complete(self, request: Request) -> Completion:
+    async def complete(self, request: Request, watch: Watch | None = None) -> Completion:
         """Answers ``request``; equal requests of one batch of runs share the answer, as equal keys draw the same tokens.
 
         Raises EnvironmentProblem for a bad key or an unknown model, RunFailure when it failed after all retries,
@@ -72,7 +72,7 @@ class LiteLlmEngine:
             raise UsageError(f"adapters need a `type: local` model; {self._config.model} is `type: litellm`")
         if request.constraint is not None and not isinstance(request.constraint, JsonSchema):
             raise UsageError(f"{self._config.model} (`type: litellm`) can be constrained to JSON alone")
-        return await self._calls.complete(request)
+        return await self._calls.complete(request, watch)
 
     @property
     def width(self) -> int:
@@ -83,6 +83,9 @@ class LiteLlmEngine:
 
     def keeping(self) -> AbstractContextManager[None]:
         return nullcontext()
+
+    def serving(self) -> AbstractContextManager[None]:
+        return self._calls.serving()
 
     def elsewhere(self) -> AbstractContextManager[None]:
         return nullcontext()

@@ -25,7 +25,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from mmc.engine.base import Completion, Request
+from mmc.engine.base import Completion, Request, Watch
 from mmc.engine.http import ApiError, Http
 from mmc.engine.local import LocalEngine
 from mmc.engine.remote import Api, RemoteCalls, Unusable, api_seed, status_mends
@@ -72,20 +72,25 @@ class VllmEngine(LocalEngine):
         )
         self._calls = RemoteCalls(api, config)
 
-    async def complete(self, request: Request) -> Completion:
+    async def complete(self, request: Request, watch: Watch | None = None) -> Completion:
         if request.constraint is not None:
-            return await super().complete(request)
+            return await super().complete(request, watch)
         self.adapters.check(request.adapter)
         self._stream(request)  # too long a prompt is said here
         with self.elsewhere():
             await self._calls.loop.run(self._servers.ready(request.adapter))
-            completion = await self._calls.complete(request)
+            completion = await self._calls.complete(request, watch)
         self.spent.add(completion)
         return completion
 
     @contextmanager
     def client(self) -> Iterator[None]:
         with super().client(), self._calls.client():
+            yield
+
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        with super().serving(), self._calls.serving():
             yield
 
     def drawn(self, request: Request, ids: Sequence[int], logprobs: Sequence[float]) -> Completion:

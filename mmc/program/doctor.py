@@ -22,6 +22,10 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "local": ("torch", "transformers", "peft", "llguidance", "gguf", "safetensors", "psutil"),
     "remote": ("aiohttp", "litellm", "tenacity"),
     "search": ("optuna", "gepa"),
+    "http": ("httpx", "tenacity"),
+    "mcp": ("mcp",),
+    "serve": ("fastapi", "uvicorn"),
+    "metrics": ("prometheus_client",),
 }
 """Extra -> the packages it brings."""
 LITTLE_DISK = 2 * 2**30

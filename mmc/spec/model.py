@@ -15,6 +15,7 @@ from mmc.spec.lm import LiteLlmModel, LocalModel, Model, OpenAiModel, Price, Rem
 from mmc.spec.metrics import Metric, WeightedPart
 from mmc.spec.optimizers import Clip, Distill, Grouping, Lora, MmGrpo, Teacher, Tuning
 from mmc.spec.searches import BootstrapSearch, GepaSearch, HalvingSearch, MiproSearch, PromptSearch
+from mmc.spec.tools import Bm25Tool, HttpTool, McpTool, PythonTool, Record, Tool
 
 Expression = str
 """A Jinja expression in double braces, such as ``{{ hits | length }}``, or plain text that may contain some."""
@@ -41,33 +42,6 @@ OutputType = Annotated[
     Discriminator(_output_kind),
 ]
 """`str`, `int`, `float`, `bool`, `list[str]`, ...; an enum; or an inline object of named simple types."""
-
-# --- tools --------------------------------------------------------------------------------------------------------
-
-
-class Bm25Tool(Keys):
-    """Full-text search over a JSONL corpus. Argument: `query`. Result: a list of rows, best first, each with `score`."""
-
-    type: Literal["bm25"]
-    corpus: str
-    """JSONL file, one document a line."""
-    k: int = Field(5, gt=0)
-    """How many documents a search returns."""
-    fields: list[str] = ["title", "text"]
-    """Columns of the corpus that are searched, joined with a bar."""
-
-
-class PythonTool(Keys):
-    """A Python function, sync or async, called with the step's arguments by name. Needs --trust."""
-
-    type: Literal["python"]
-    function: str = Field(pattern=r"^[\w.]+:[\w.]+$")
-    """`package.module:function`."""
-    timeout: float = Field(60.0, gt=0)
-    """Seconds after which a call counts as failed."""
-
-
-Tool = Annotated[Bm25Tool | PythonTool, Field(discriminator="type")]
 
 # --- modules ------------------------------------------------------------------------------------------------------
 
@@ -293,8 +267,9 @@ class Origin(Keys):
 
 
 __all__ = [
-    "BootstrapSearch", "Clip", "Distill", "GepaSearch", "Grouping", "HalvingSearch", "Keys", "LiteLlmModel", "LocalModel", "Lora",
-    "MiproSearch", "MmGrpo", "OpenAiModel", "Price", "RemoteModel", "Teacher", "Tuning", "VllmSampler",
+    "Bm25Tool", "BootstrapSearch", "Clip", "Distill", "GepaSearch", "Grouping", "HalvingSearch", "HttpTool", "Keys",
+    "LiteLlmModel", "LocalModel", "Lora", "McpTool", "MiproSearch", "MmGrpo", "OpenAiModel", "Price", "PythonTool", "Record",
+    "RemoteModel", "Teacher", "Tuning", "VllmSampler",
 ]  # fmt: skip
 """Defined beside this file, and part of what a spec is made of."""
 

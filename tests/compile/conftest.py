@@ -53,6 +53,11 @@ compile:
 
 @pytest.fixture
 def folder(tmp_path: Path, tiny_model_dir: Path) -> Path:
+    return fill(tmp_path, tiny_model_dir)
+
+
+def fill(tmp_path: Path, tiny_model_dir: Path) -> Path:
+    """Writes the program into a folder; gives the folder."""
     (tmp_path / "spec.yaml").write_text(SPEC.replace("SOURCE", str(tiny_model_dir)))
     (tmp_path / "query.j2").write_text(
         "{% user %}{% slot instruction %}Write.{% endslot %} {{ question }}{% enduser %}"
