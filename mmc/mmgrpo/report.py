@@ -140,11 +140,12 @@ def sampled_tokens(runs: Sequence[Trajectory]) -> int:
     drawn: dict[tuple[object, ...], int] = {}
     for run in runs:
         for call in run.calls:
-            drawn[_identity(run, call)] = len(call.completion.ids_T)
+            drawn[identity(run, call)] = len(call.completion.ids_T)
     return sum(drawn.values())
 
 
-def _identity(run: Trajectory, call: Call) -> tuple[object, ...]:
+def identity(run: Trajectory, call: Call) -> tuple[object, ...]:
+    """What tells calls apart: runs of a tree that agree up to a call made it together."""
     if call.path:
         return (run.example_id, call.module, call.index, call.path, call.completion.ids_T)
     return (run.example_id, call.module, call.index, run.rollout)
