@@ -17,6 +17,7 @@ from mmc.cli.render import render_command
 from mmc.cli.run import run_command
 from mmc.cli.schema import schema_command
 from mmc.cli.verify import verify_command
+from mmc.cli.view import view_command
 
 app = typer.Typer(
     name="mmc",
@@ -53,5 +54,6 @@ app.command("eval")(eval_command)
 app.command("compile")(compile_command)
 app.command("diff")(diff_command)
 app.command("verify")(verify_command)
+app.command("view")(view_command)
 app.command("doctor")(doctor_command)
 app.command("schema")(schema_command)

@@ -18,10 +18,9 @@ from typing import Any, Literal
 
 from mmc.mmgrpo.advantage import advantages
 from mmc.mmgrpo.group import Group, Member, Rewards, call_rewards
-from mmc.mmgrpo.report import identity
 from mmc.mmgrpo.rollout import Rollouts
 from mmc.mmgrpo.update import Skipped, sampled_of, without_gradient
-from mmc.program.trajectory import Call, Ending, Trajectory
+from mmc.program.trajectory import Call, Ending, Trajectory, call_identity
 from mmc.spec.model import MmGrpo
 
 TEXT = 20_000
@@ -99,7 +98,7 @@ class _Recorder:
         """Rollouts by the call they made; more than one in a tree."""
         for run in rollouts.runs:
             for call in run.calls:
-                self.together[identity(run, call)].append(run.rollout)
+                self.together[call_identity(run, call)].append(run.rollout)
         self.seen: set[tuple[object, ...]] = set()
 
     def lines(self, modules: Sequence[str]) -> list[_Line]:
@@ -123,7 +122,7 @@ class _Recorder:
     def _member(self, line: _Line, group: Group, member: Member, advantage: float) -> KeptMember:
         run, calls = self.runs[member.run], []
         for call in member.calls:
-            self.seen.add(identity(run, call))
+            self.seen.add(call_identity(run, call))
             forced = not sampled_of(call).free_T
             calls.append(
                 self._call(line, run, call, "forced" if forced else without_gradient(group, advantage, self.config))
@@ -133,18 +132,18 @@ class _Recorder:
         return KeptMember(*outcome, member.reward, advantage, tuple(calls), filled)
 
     def _call(self, line: _Line, run: Trajectory, call: Call, reason: Reason | None) -> KeptCall:
-        runs = tuple(self.together[identity(run, call)]) if call.path else ()
+        runs = tuple(self.together[call_identity(run, call)]) if call.path else ()
         text, finish = _cut(call.completion.text), call.completion.finish
         return KeptCall(call.module, call.index, line.prompt(call), text, finish, call.error, reason, runs)
 
     def _others(self, run: Trajectory, modules: Sequence[str], lines: dict[Place, _Line], grouped: set[Place]) -> None:
         """The calls of a run that no group took."""
-        left = [i for i, call in enumerate(run.calls) if identity(run, call) not in self.seen]
+        left = [i for i, call in enumerate(run.calls) if call_identity(run, call) not in self.seen]
         trained = any(run.calls[i].module in modules for i in left)
         rewards = call_rewards(run, self.rewards) if trained else []
         for i in left:
             call = run.calls[i]
-            self.seen.add(identity(run, call))
+            self.seen.add(call_identity(run, call))
             place, reason = self._place(run, call, modules, grouped)
             line = lines.setdefault(place, _Line(place))
             reward = rewards[i] if call.module in modules else None

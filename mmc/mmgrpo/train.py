@@ -29,6 +29,7 @@ from mmc.program.graph import Program
 from mmc.program.judge import score_again
 from mmc.program.run import RunSettings
 from mmc.program.trajectory import Call
+from mmc.program.usage import added, usage_by_module
 from mmc.spec.model import MmGrpo
 
 
@@ -112,6 +113,7 @@ def train_step(job: TrainingJob, sampler: Sampler, policy: Policy, step: int, po
         epochs=config.inner_epochs,
         seconds_rollout=sampled - start,
         seconds_update=time.perf_counter() - sampled,
+        usage=usage_by_module(rollouts.runs),
     )
     own = [run for run in rollouts.runs if run.rollout >= 0]
     return step_report(facts, own, rollouts.groups, result), rollouts.position
@@ -166,7 +168,8 @@ def _evaluate(
 ) -> tuple[StepReport, Place]:
     """Scores dev greedily and keeps the adapters when they are the best so far."""
     settings = RunSettings(stage="weights-dev", step=0, seed=job.seed, temperature=0.0)
-    score = evaluate(program, job.engines, job.dev, settings).interval.mean
+    found = evaluate(program, job.engines, job.dev, settings)
+    score = found.interval.mean
     if place.best is None or score > place.best:
         place = replace(place, best=score, best_step=report.step, worse=0)
         policy.save(job.folder / "best")
@@ -175,7 +178,8 @@ def _evaluate(
         if job.config.patience and place.worse >= job.config.patience:
             place = replace(place, stopped=True)
             job.say(f"stopped after step {report.step}: dev was best after step {place.best_step} ({place.best:.3f})")
-    return replace(report, dev=score), place
+    usage = added([report.usage, usage_by_module(found.trajectories)])
+    return replace(report, dev=score, usage=usage), place
 
 
 def _unreadable_so_far(metrics: Path) -> list[float]:
