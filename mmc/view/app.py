@@ -100,13 +100,13 @@ class _Pages:
     def _stage(self, stage: Stage) -> Row:
         """What the run's page shows of a stage."""
         rows = [line.summary for line in self._rows[stage.folder / "training/metrics.jsonl"].all()]
-        search = shown_search(stage.result, self._rows[stage.folder / "search/journal.jsonl"])
+        journal = self._rows[stage.folder / "search/journal.jsonl"]
         return {
             "stage": stage,
             "result": stage.result,
             "charts": charts_of(rows) if rows else [],
             "last": rows[-1] if rows else None,
-            "search": search if stage.kind == "prompts" else None,
+            "search": shown_search(stage.result, journal) if stage.kind == "prompts" else None,
             "groups": len(self._groups[stage.folder / "training/rollouts.jsonl"].all()),
         }
 

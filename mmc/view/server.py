@@ -32,6 +32,7 @@ def serve(root: Path, port: int, on_ready: Callable[[str], None]) -> None:
             raise EnvironmentProblem(
                 f"port {port} of {ADDRESS}: {error.strerror}; leave --port out for a free one"
             ) from None
+        listening.listen()  # who follows the address at once waits for an answer
         server = uvicorn.Server(uvicorn.Config(make_app(root), log_level="warning", access_log=False))
         on_ready(f"http://{ADDRESS}:{listening.getsockname()[1]}/")
         server.run(sockets=[listening])
