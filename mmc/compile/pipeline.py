@@ -210,8 +210,8 @@ def _gate(
     met = _met(context, folder)
     if met is None:
         scored = [score(context, s, "dev", f"{when} {label}") for s, when in ((before, "before"), (after, "after"))]
-        for found in scored:
-            ledger.scored(label, "dev", found)
+        for found, when in zip(scored, ("before", "after"), strict=True):
+            ledger.scored(label, f"dev, {when} it", found)
         met = list(scored[0].scores), list(scored[1].scores)
     difference = paired(*met)
     change = f"dev {difference.mean:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"

@@ -24,11 +24,11 @@ class WorkLedger:
         self.entries: list[Work] = []
         self._scored: set[Path] = set()
 
-    def scored(self, stage: str, split: str, found: Scored) -> None:
-        """Counts the scoring of a program."""
+    def scored(self, stage: str, what: str, found: Scored) -> None:
+        """Counts the scoring of a program; ``what``: on which split, and when."""
         if found.traces not in self._scored:
             self._scored.add(found.traces)
-            self.entries.append(Work(stage, f"scoring {split}", found.seconds, found.usage))
+            self.entries.append(Work(stage, f"scoring {what}", found.seconds, found.usage))
 
     def stage(self, stage: str, name: str, folder: Path) -> None:
         """Counts the work of a finished stage, from its folder."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import floor, isfinite, log10
+from math import ceil, floor, isfinite, log10
 from typing import Any
 
 Row = Mapping[str, Any]
@@ -35,9 +35,9 @@ def scale_of(values: Iterable[float], most: int = 4) -> Scale:
     if high - low < 1e-9:
         low, high = low - max(abs(low), 1.0) / 2, high + max(abs(high), 1.0) / 2
     step = _step((high - low) / most)
-    while floor(high / step + 0.999999) - floor(low / step + 1e-9) > most:
+    while ceil(high / step - 1e-6) - floor(low / step + 1e-6) > most:
         step = _step(step * 1.5)
-    first, last = floor(low / step + 1e-9), floor(high / step + 0.999999)
+    first, last = floor(low / step + 1e-6), ceil(high / step - 1e-6)
     ticks = tuple(round(i * step, 10) for i in range(first, last + 1))
     return Scale(ticks[0], ticks[-1], ticks)
 
