@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from mmc.engine.base import Completion
-from mmc.program.trajectory import Trajectory, call_identity
+from mmc.program.trajectory import Call, Trajectory, call_identity
 
 
 @dataclass(frozen=True)
@@ -41,16 +41,19 @@ def usage_of_call(completion: Completion) -> Usage:
 
 def usage_by_module(runs: Sequence[Trajectory]) -> dict[str, Usage]:
     """Of all calls of ``runs``, judges' included. What runs of a tree did together counts once."""
-    found: dict[str, Usage] = {}
+    judged = (call for run in runs for call in run.judged)
+    return added({call.module: usage_of_call(call.completion)} for call in (*_made(runs), *judged))
+
+
+def _made(runs: Sequence[Trajectory]) -> Iterator[Call]:
+    """The calls of runs, each once."""
     seen: set[tuple[object, ...]] = set()
     for run in runs:
         for call in run.calls:
-            if (identity := call_identity(run, call)) not in seen:
-                seen.add(identity)
-                found[call.module] = found.get(call.module, Usage()) + usage_of_call(call.completion)
-        for call in run.judged:
-            found[call.module] = found.get(call.module, Usage()) + usage_of_call(call.completion)
-    return found
+            identity = call_identity(run, call)
+            if not call.path or identity not in seen:
+                yield call
+            seen.add(identity)
 
 
 def added(parts: Iterable[ByModule]) -> dict[str, Usage]:

@@ -94,7 +94,8 @@ TRAINING: tuple[Measure, ...] = (
     ("KL", "per token, to the model without adapter", _of("kl")),
     ("Gradient norm", "before clipping", _of("grad_norm")),
     ("Clipped", "share of tokens whose ratio was clipped", _of("clipped")),
-    ("Loss", "of the step", _of("loss")),
+    # That of mmGRPO says nothing: advantages sum to 0.
+    ("Loss", "of the step", lambda row: None if "reward" in row else row.get("loss")),
 )
 BY_MODULE: tuple[Measure, ...] = (
     ("Reward by module", "mean of what its calls got", _of("reward")),

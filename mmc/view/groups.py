@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmc.report.chart import scale_of
+from mmc.report.html import words_changed
 from mmc.view.lines import Line, Row
 
+COMPARED = 20_000
+"""Characters up to which two messages are compared word by word."""
 REASONS: Mapping[str, str] = {
     "no_spread": "no gradient: all rewards of its group are equal",
     "zero_advantage": "no gradient: its reward is its group's mean",
@@ -99,18 +102,41 @@ class Filter:
         return sorted(found, key=lambda line: (-line.summary.step, line.number))
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """One of the prompts of a group: how many calls had it, and its messages, each (role, pieces as of ``words_changed``)."""
+
+    number: int
+    calls: int
+    messages: Sequence[tuple[str, Sequence[tuple[str, str]]]]
+
+    @property
+    def own(self) -> str:
+        """The words in it that the first prompt has not."""
+        return " ".join(text.strip() for _, pieces in self.messages for kind, text in pieces if kind == "added")
+
+
+def _against(first: Sequence[Sequence[str]], other: Sequence[Sequence[str]]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """The messages of a prompt against those of the first; as they are where the two are not alike, or long."""
+    alike = [role for role, _ in first] == [role for role, _ in other]
+    found = []
+    for i, (role, text) in enumerate(other):
+        compared = alike and len(text) + len(first[i][1]) < COMPARED and text != first[i][1]
+        found.append((role, words_changed(first[i][1], text) if compared else [("same", text)]))
+    return found
+
+
 def group_page(row: Row) -> dict[str, Any]:
     """What the page of one group shows."""
     advantages = [m["advantage"] for m in row["members"] if m["advantage"] is not None]
-    prompts = [
-        [{"role": row["messages"][i][0], "content": row["messages"][i][1]} for i in numbers]
-        for numbers in (row["prompts"] if row["messages"] is not None else [])
-    ]
+    kept = row["prompts"] if row["messages"] is not None else []
+    asked = [[row["messages"][i] for i in numbers] for numbers in kept]
     used = Counter(call["prompt"] for m in row["members"] for call in m["calls"])
+    prompts = [Prompt(number, used[number], _against(asked[0], found)) for number, found in enumerate(asked)]
     return {
         "row": row,
         "summary": summary(row),
-        "prompts": [(number, messages, used[number]) for number, messages in enumerate(prompts)],
+        "prompts": prompts,
         "scale": scale_of([*advantages, 0.0]),
         "REASONS": REASONS,
     }
