@@ -104,6 +104,11 @@ class Completion:
 class Engine(Protocol):
     """Answers requests. Implementations: one file each beside this one."""
 
+    @property
+    def width(self) -> int | None:
+        """How many requests it takes at a time; None when it forms batches from all that wait."""
+        ...
+
     async def complete(self, request: Request) -> Completion:
         """Answers one request; many may be awaited at the same time."""
         ...

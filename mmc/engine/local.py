@@ -8,7 +8,7 @@ they depend on when its answers come. What is cached lives while any client is o
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from mmc.engine.base import Completion, Key, Message, Request, seed_of
 from mmc.engine.constraint import Constraints
 from mmc.engine.memory import free_bytes, total_bytes
 from mmc.errors import EnvironmentProblem, RunFailure
+from mmc.spec.model import LocalModel
 from mmc.trie.budget import sampling_budget, training_budget
 from mmc.trie.decode import Decoder, Stream
 from mmc.trie.model import TrieModel
@@ -59,6 +60,8 @@ class LocalEngine:
         self._streams: dict[Stream, _Pending] = {}
 
     # --- the interface ---
+
+    width: int | None = None
 
     async def complete(self, request: Request) -> Completion:
         """Answers ``request``. Raises EnvironmentProblem when its adapter is unknown, RunFailure when it is too long."""
@@ -275,7 +278,7 @@ def _stops(model: Any, tokenizer: Any) -> frozenset[int]:
     return found
 
 
-def open_local(config: Any, resolve: Any, adapters: Mapping[str, Path]) -> LocalEngine:
+def open_local(config: LocalModel, resolve: Callable[[str], Path], adapters: Mapping[str, Path]) -> LocalEngine:
     """The engine of a ``type: local`` model of a spec, with ``adapters`` (name -> PEFT folder) loaded."""
     from mmc.engine.weights import find, load
 
@@ -284,7 +287,13 @@ def open_local(config: Any, resolve: Any, adapters: Mapping[str, Path]) -> Local
     model, tokenizer = load(weights, config.dtype)
     if tokenizer.chat_template is None:
         raise EnvironmentProblem(f"{weights.source} has no chat template; use an instruction-tuned model")
-    engine = LocalEngine(model, tokenizer, config.batch_tokens, base_name=weights.source.partition(":")[2])
+    base_name = weights.source.partition(":")[2]
+    if config.sampler is None:
+        engine = LocalEngine(model, tokenizer, config.batch_tokens, base_name)
+    else:
+        from mmc.engine.vllm import VllmEngine
+
+        engine = VllmEngine(model, tokenizer, config.batch_tokens, base_name, config.sampler, weights.folder)
     for name, folder in adapters.items():
         engine.adapters.load(name, folder)
     return engine

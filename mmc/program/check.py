@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import graphlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import jinja2
@@ -13,10 +12,10 @@ from mmc.data import read_rows
 from mmc.errors import Diagnostic, InvalidError
 from mmc.program.expression import compile_value, names_in
 from mmc.program.node import EXAMPLE
+from mmc.program.remote import remote_problems
 from mmc.program.steps import called, metric_fields, returns
 from mmc.prompt import Template
 from mmc.spec import model
-from mmc.spec.env import REFERENCE
 from mmc.spec.load import LoadedSpec
 from mmc.spec.marks import KeyPath
 from mmc.spec.metrics import judges_of
@@ -66,24 +65,7 @@ class _Checker:
             self._candidates(path, module, template)
         for name in self.spec.adapters:
             self._known(name, self.spec.modules, ("adapters", name), "module")
-        self._remote()
-
-    def _remote(self) -> None:
-        """What a model behind an API cannot do."""
-        remote = {name: m for name, m in self.spec.models.items() if isinstance(m, model.LiteLlmModel)}
-        for name, declared in remote.items():
-            if declared.api_key is not None and not REFERENCE.fullmatch(declared.api_key):
-                place = self.loaded.diagnostic(
-                    ("models", name, "api_key"),
-                    "a key does not belong in a file",
-                    "put it into an environment variable and write ${env:NAME}",
-                )
-                self.found.append(replace(place, source=""))  # the line would show the key
-        for name, module in self.spec.modules.items():
-            if module.model in remote and module.constrain:
-                self.error(("modules", name, "constrain"), "constrained decoding needs a `type: local` model")
-            if module.model in remote and name in self.spec.adapters:
-                self.error(("adapters", name), "adapters need a `type: local` model")
+        self.found += remote_problems(self.loaded)
 
     def stages(self) -> None:
         """Models and templates that the stages name."""
