@@ -22,6 +22,7 @@ from mmc.cli.run import run_command
 from mmc.cli.schema import schema_command
 from mmc.cli.serve import serve_command
 from mmc.cli.verify import verify_command
+from mmc.cli.view import view_command
 
 app = typer.Typer(
     name="mmc",
@@ -71,5 +72,6 @@ app.command("diff")(diff_command)
 app.command("serve")(serve_command)
 app.command("export")(export_command)
 app.command("verify")(verify_command)
+app.command("view")(view_command)
 app.command("doctor")(doctor_command)
 app.command("schema")(schema_command)

@@ -24,8 +24,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "search": ("optuna", "gepa"),
     "http": ("httpx", "tenacity"),
     "mcp": ("mcp",),
-    "serve": ("fastapi", "uvicorn"),
-    "metrics": ("prometheus_client",),
+    "serve": ("fastapi", "prometheus_client", "uvicorn"),
 }
 """Extra -> the packages it brings."""
 LITTLE_DISK = 2 * 2**30
