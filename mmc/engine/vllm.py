@@ -66,7 +66,7 @@ class VllmEngine(LocalEngine):
             attempt=self._servers.draw,
             errors=(ApiError,),
             mends=lambda error: isinstance(error, ApiError) and (not error.status or status_mends(error.status)),
-            problem=_problem,
+            problem=self._problem,
             asked_pause=lambda error: error.pause if isinstance(error, ApiError) else 0.0,
             goodbye=self._servers.close,
         )
@@ -82,6 +82,17 @@ class VllmEngine(LocalEngine):
             completion = await self._calls.complete(request, watch)
         self.spent.add(completion)
         return completion
+
+    def _problem(self, error: Exception) -> MmcError:
+        status = error.status if isinstance(error, ApiError) else 0
+        if status in (401, 403, 404):
+            return EnvironmentProblem(f"vLLM refused a request; check `servers` and `api_key` of the sampler: {error}")
+        return self.ended() or RunFailure(f"vLLM failed: {error}")
+
+    def ended(self) -> EnvironmentProblem | None:
+        """The problem that the server started here is gone."""
+        said = self._own.ended if self._own is not None else None
+        return EnvironmentProblem(said) if said is not None else None
 
     @contextmanager
     def client(self) -> Iterator[None]:
@@ -203,7 +214,7 @@ class _Servers:
             try:
                 await http.post("/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)}, read=False)
             except (ApiError, TimeoutError) as error:
-                raise EnvironmentProblem(_refused(address, folder, error)) from error
+                raise self._engine.ended() or EnvironmentProblem(_refused(address, folder, error)) from error
         self._given[adapter] = _Given(version, name, folder)
         if given is not None:
             await self._take_back(given)
@@ -235,19 +246,13 @@ def _tokens(found: Any) -> tuple[list[int], list[float]]:
     return ids, logprobs
 
 
-def _problem(error: Exception) -> MmcError:
-    status = error.status if isinstance(error, ApiError) else 0
-    if status in (401, 403, 404):
-        return EnvironmentProblem(f"vLLM refused a request; check `servers` and `api_key` of the sampler: {error}")
-    return RunFailure(f"vLLM failed: {error}")
-
-
 @dataclass(frozen=True)
 class _Server:
     """A server of our own."""
 
     process: subprocess.Popen[bytes]
     address: str
+    log: Path
 
     @staticmethod
     def start(config: VllmSampler, folder: Path) -> _Server:
@@ -258,40 +263,46 @@ class _Server:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         command = [expand(config.start or ""), "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
-        command += ["--host", "127.0.0.1", "--port", str(port)]
+        command += ["--host", "127.0.0.1", "--port", str(port), *NEEDED, *config.options]
         environment = {**os.environ, "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
-        with tempfile.TemporaryFile() as log:
+        handle, name = tempfile.mkstemp(prefix="mmc-vllm-", suffix=".log")
+        before = _end_with_this_process if sys.platform == "linux" else None
+        with os.fdopen(handle, "wb") as log:
             try:
-                process = subprocess.Popen(
-                    [*command, *NEEDED, *config.options],
-                    env=environment,
-                    stdout=log,
-                    stderr=log,
-                    preexec_fn=_end_with_this_process if sys.platform == "linux" else None,
-                )
+                process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, preexec_fn=before)
             except OSError as error:
                 raise EnvironmentProblem(f"the sampler's server cannot be started: {error}") from error
-            server = _Server(process, f"http://127.0.0.1:{port}/v1")
-            began = time.monotonic()
-            while process.poll() is None and time.monotonic() - began < START_S:
-                try:
-                    if httpx.get(f"http://127.0.0.1:{port}/health", timeout=5).status_code == 200:
-                        return server
-                except httpx.TransportError:
-                    time.sleep(0.5)
-            why = f"did not answer within {START_S} seconds" if process.poll() is None else "ended while it started"
-            server.stop()
-            log.seek(0)
-            end = log.read().decode(errors="replace").strip()[-1500:]
-        raise EnvironmentProblem(f"the sampler's server {why}; the end of its log:\n{end}")
+        server = _Server(process, f"http://127.0.0.1:{port}/v1", Path(name))
+        began = time.monotonic()
+        while server.ended is None and time.monotonic() - began < START_S:
+            try:
+                if httpx.get(f"http://127.0.0.1:{port}/health", timeout=5).status_code == 200:
+                    return server
+            except httpx.TransportError:
+                time.sleep(0.5)
+        problem = server.ended or f"the sampler's server did not answer within {START_S} seconds; see {name}"
+        server.stop()
+        raise EnvironmentProblem(problem)
+
+    @property
+    def ended(self) -> str | None:
+        """How it ended, with the end of its log; None while it runs."""
+        if self.process.poll() is None:
+            return None
+        end = self.log.read_text(encoding="utf-8", errors="replace").strip()[-1500:]
+        return f"the sampler's server ended (exit code {self.process.returncode}); the end of {self.log}:\n{end}"
 
     def stop(self) -> None:
+        """Ends it; its log stays only if it had ended by itself."""
+        if self.process.poll() is not None:
+            return
         self.process.terminate()
         try:
             self.process.wait(timeout=30)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        self.log.unlink(missing_ok=True)
 
 
 def _end_with_this_process() -> None:

@@ -173,7 +173,7 @@ def test_a_server_that_cannot_be_started_is_said(tiny_model_dir: Path, tmp_path:
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\necho 'No module named vllm'; exit 1\n")
     python.chmod(0o755)
-    with pytest.raises(EnvironmentProblem, match=r"ended while it started(.|\n)*No module named vllm"):
+    with pytest.raises(EnvironmentProblem, match=r"ended \(exit code 1\)(.|\n)*No module named vllm"):
         opened(tiny_model_dir, {"type": "vllm", "start": str(python)})
 
 
