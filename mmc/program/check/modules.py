@@ -89,6 +89,8 @@ def _output(findings: Findings, path: KeyPath, declared: model.OutputType, modul
     elif isinstance(declared, model.EnumType):
         _enum(findings, (*path, "enum"), declared.enum, module)
     else:
+        if not declared:
+            findings.error(path, "an object needs named types", "write {name: str}, for example")
         for key, kind in declared.items():
             findings.type((*path, key), kind)
 
