@@ -98,7 +98,7 @@ BROKEN = [
     (METRIC, "{type: judge, module: query}", "the program calls 'query' itself; a judge is a module of its own"),
     (METRIC, "{type: judge, module: query, with: {quest: x}}", "there is no input of query 'quest'. Did you mean 'question'?"),
     (METRIC, "{type: judge, module: query, output: verdict}", "there is no output of query 'verdict'"),
-    (METRIC, "{type: judge, module: query, with: {question: '{{ titel }}'}}", "rows.jsonl, dev.jsonl, test.jsonl have no column 'titel'"),
+    (METRIC, "{type: judge, module: query, with: {question: '{{ titel }}'}}", "test.jsonl have no column 'titel'"),
     ("mmc: 1", "mmc: 1\nshaping: {pick: [{name: x, weight: 1, metric: {type: judge, module: query}}]}",
      "a judge scores whole runs; shaping takes other metrics"),
 ]  # fmt: skip

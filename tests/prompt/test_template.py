@@ -62,9 +62,8 @@ def test_a_missing_name_is_an_error_with_the_file() -> None:
 
 
 def test_a_macro_may_make_messages(tmp_path: Path) -> None:
-    (tmp_path / "t.j2").write_text(
-        "{% macro shot(q) %}{% user %}{{ q }}{% enduser %}{% endmacro %}{{ shot('a') }}{% user %}b{% enduser %}"
-    )
+    macro = "{% macro shot(q) %}{% user %}{{ q }}{% enduser %}{% endmacro %}"
+    (tmp_path / "t.j2").write_text(macro + "{{ shot('a') }}{% user %}b{% enduser %}")
     assert [m.content for m in Template.load(tmp_path / "t.j2").render({})] == ["a", "b"]
 
 
