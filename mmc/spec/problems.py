@@ -135,12 +135,12 @@ class _Translator:
             deciding = next((k for k in DISCRIMINATORS if k in known), "type")
             means = ", ".join(f"`{deciding}: {tag}`" for tag in elsewhere)
             return self._at(path, f"{key!r} is no key of this block", f"it belongs to {means}", at_key=True)
+        if key in FORMER:
+            return self._at(path, f"unknown key {key!r}", FORMER[key], at_key=True)
         meant = closest(key, known)
         if meant is not None and meant not in holder:
             holder[meant] = value
             self._renames[(*path[:-1], meant)] = key
-        if meant is None and key in FORMER:
-            return self._at(path, f"unknown key {key!r}", FORMER[key], at_key=True)
         listed = f"known here: {', '.join(sorted(known))}" if 0 < len(known) <= 12 and meant is None else ""
         return self._at(path, f"unknown key {key!r}.{did_you_mean(key, known)}", listed, at_key=True)
 
