@@ -62,7 +62,7 @@ lint: setup ## ruff, mypy strict, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-slow: setup peers ## proofs that take long: learning on real data, killed and resumed compiles, TRL's gradients
+slow: setup peers $(VLLM)/.ready ## proofs that take long: learning on real data, killed and resumed compiles, TRL's gradients
 	$(BIN)/python -m pytest -m slow
 
 bench: setup peers $(VLLM)/.ready $(DSPY)/.ready ## the trie against padded batches, TRL, vLLM and DSPy, side by side (needs MMC_DATA; takes hours)
@@ -70,6 +70,7 @@ bench: setup peers $(VLLM)/.ready $(DSPY)/.ready ## the trie against padded batc
 	$(BIN)/python tests/bench/growth.py
 	$(BIN)/python tests/bench/classify.py
 	$(BIN)/python tests/bench/grpo_step.py
+	$(BIN)/python tests/bench/runner.py
 
 results: setup ## learning on public data over three seeds, and the tree against the paper; hours, resumable
 	$(BIN)/python tests/bench/results.py

@@ -12,6 +12,7 @@ from mmc.cli.compile import compile_command
 from mmc.cli.diff import diff_command
 from mmc.cli.doctor import doctor_command
 from mmc.cli.eval import eval_command
+from mmc.cli.export import export_command
 from mmc.cli.graph import graph_command
 from mmc.cli.init import init_command
 from mmc.cli.migrate import migrate_command
@@ -19,7 +20,9 @@ from mmc.cli.plan import plan_command
 from mmc.cli.render import render_command
 from mmc.cli.run import run_command
 from mmc.cli.schema import schema_command
+from mmc.cli.serve import serve_command
 from mmc.cli.verify import verify_command
+from mmc.cli.view import view_command
 
 app = typer.Typer(
     name="mmc",
@@ -66,6 +69,9 @@ app.command("run")(run_command)
 app.command("eval")(eval_command)
 app.command("compile")(compile_command)
 app.command("diff")(diff_command)
+app.command("serve")(serve_command)
+app.command("export")(export_command)
 app.command("verify")(verify_command)
+app.command("view")(view_command)
 app.command("doctor")(doctor_command)
 app.command("schema")(schema_command)

@@ -61,7 +61,7 @@ def eval_command(
             progress.advance(done)
 
         seed = program.spec.compile.seed
-        result = evaluate(program, engines, examples, RunSettings("eval", 0, seed, 0.0), on_done)
+        result = evaluate(program, engines, examples, RunSettings("eval", 0, seed, 0.0), on_done, traces=False)
     found = result.interval
     gain = against(baseline, examples, result.scores) if baseline is not None else None
     failed = [f"the score is lower than {fail_under:g}"] if fail_under is not None and found.mean < fail_under else []

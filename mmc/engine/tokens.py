@@ -11,7 +11,7 @@ from typing import Any
 from mmc.engine.base import Message
 from mmc.errors import EnvironmentProblem
 from mmc.spec.load import LoadedSpec
-from mmc.spec.model import LocalModel
+from mmc.spec.model import LocalModel, OpenAiModel
 
 
 def chat_ids(tokenizer: Any, messages: Sequence[Message], answering: bool = True) -> list[int]:
@@ -37,7 +37,10 @@ def open_counter(loaded: LoadedSpec, name: str) -> Counter:
     if isinstance(config, LocalModel):
         tokenizer = _tokenizer(config, loaded.resolve)
         return Counter(lambda m: len(chat_ids(tokenizer, m)), lambda m, answering: chat_ids(tokenizer, m, answering))
-    from mmc.engine.litellm import chat, load_litellm
+    if isinstance(config, OpenAiModel):
+        raise EnvironmentProblem(f"the server of {config.model} does not tell how it counts tokens")
+    from mmc.engine.litellm import load_litellm
+    from mmc.engine.remote import chat
 
     litellm = load_litellm()
     return Counter(lambda messages: int(litellm.token_counter(model=config.model, messages=chat(messages))))

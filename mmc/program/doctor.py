@@ -15,13 +15,16 @@ from mmc.errors import EnvironmentProblem
 from mmc.program.check import check
 from mmc.spec.env import REFERENCE, expand
 from mmc.spec.load import LoadedSpec
-from mmc.spec.model import LiteLlmModel, LocalModel, PythonTool
+from mmc.spec.model import LiteLlmModel, LocalModel, PythonTool, RemoteModel
 
 Verdict = Literal["ok", "missing", "note"]
 EXTRAS: Mapping[str, tuple[str, ...]] = {
     "local": ("torch", "transformers", "peft", "llguidance", "gguf", "safetensors", "psutil"),
-    "remote": ("litellm", "tenacity"),
+    "remote": ("aiohttp", "litellm", "tenacity"),
     "search": ("optuna", "gepa"),
+    "http": ("httpx", "tenacity"),
+    "mcp": ("mcp",),
+    "serve": ("fastapi", "prometheus_client", "uvicorn"),
 }
 """Extra -> the packages it brings."""
 LITTLE_DISK = 2 * 2**30
@@ -125,9 +128,10 @@ def _local(loaded: LoadedSpec, name: str, model: LocalModel) -> Symptom:
     return Symptom(f"models.{name}", "ok", f"{weights.source}, in {weights.folder}")
 
 
-def _remote(name: str, model: LiteLlmModel) -> Symptom:
-    if _version("litellm") is None:
-        return Symptom(f"models.{name}", "missing", "a remote model needs litellm: pip install 'mmc[remote]'")
+def _remote(name: str, model: RemoteModel) -> Symptom:
+    needed = "litellm" if isinstance(model, LiteLlmModel) else "aiohttp"
+    if _version(needed) is None:
+        return Symptom(f"models.{name}", "missing", f"a remote model needs {needed}: pip install 'mmc[remote]'")
     for text in filter(None, (model.api_key, model.api_base)):
         if REFERENCE.search(text):
             try:

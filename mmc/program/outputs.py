@@ -101,12 +101,14 @@ class Outputs:
 
     def schema(self, options: Options) -> dict[str, Any]:
         """The JSON schema of the outputs."""
-        properties = {n: self._schema(n, t, options) for n, t in self.module.outputs.items()}
+        properties = {n: self.schema_of(n, options) for n in self.module.outputs}
         return _object(properties)
 
-    def _schema(self, name: str, declared: OutputType, options: Options) -> dict[str, Any]:
+    def schema_of(self, name: str, options: Options) -> dict[str, Any]:
+        """The JSON schema of one output; a text where an enum's options are not known."""
+        declared = self.module.outputs[name]
         if isinstance(declared, EnumType):
-            return {"enum": list(options[name])}
+            return {"enum": list(options[name])} if name in options else {"type": "string"}
         if isinstance(declared, str):
             return json_schema_of(parse_type(declared))
         return _object({key: json_schema_of(parse_type(kind)) for key, kind in declared.items()})

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,6 +28,9 @@ from mmc.program.node import (
 )
 from mmc.program.trajectory import Call, Ending, ToolUse, Trajectory
 from mmc.spec.types import coerce, parse_type
+
+RUNS_A_SLOT = 2
+"""Runs open at a time for each request that remote engines take at a time: some are busy between their calls."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,8 @@ class _Run:
         self.program, self.engines, self.example = program, engines, example
         self.settings, self.rollout = settings, rollout
         self.total = 0
+        self.given_up: list[str] = []
+        """What was being waited for, and how long, when the run was cancelled."""
         self.leaf = _digits(rollout, settings.tree)
 
     async def go(self) -> Trajectory:
@@ -124,7 +130,8 @@ class _Run:
             return "limit", str(error), None
         except TimeoutError as error:
             limit = self.program.spec.program.timeout
-            return "timeout", str(error) or f"not done after {limit:g} seconds (program.timeout)", None
+            waited = "".join(f"; {one}" for one in self.given_up)
+            return "timeout", str(error) or f"not done after {limit:g} seconds (program.timeout){waited}", None
         except (EnvironmentProblem, UsageError):
             raise  # not this run's fault: no other run would fare better
         except Exception as error:  # a rollout: recorded, never lost
@@ -193,7 +200,8 @@ class _Run:
         branches = branch.depth < len(self.settings.tree) and self.settings.tree[branch.depth] > 1
         branch.made += 1
         branch.depth += 1
-        completion = await complete(self.engines, module.model, request)
+        with self._waits_for(f"the module {node.module}"):
+            completion = await complete(self.engines, module.model, request)
         call = Call(node.module, 0, inputs, request.messages, completion, None, path=path, branches=branches)
         try:
             outputs = reader.parse(completion.text, options)
@@ -207,13 +215,24 @@ class _Run:
     async def _tool(self, node: ToolNode, branch: _Branch) -> Any:
         arguments = {name: value(branch.variables) for name, value in node.arguments.items()}
         try:
-            result = await self.program.tools[node.tool](arguments)
+            with self._waits_for(f"the tool {node.tool}"):
+                result = await self.program.tools[node.tool](arguments)
         except Exception as error:  # a tool call: the tool is the user's code
             reason = str(error) if isinstance(error, ToolError) else f"{type(error).__name__}: {error}"
             branch.tools.append(ToolUse(node.tool, arguments, None, reason))
             raise ToolError(f"the tool {node.tool} failed: {reason}") from error
         branch.tools.append(ToolUse(node.tool, arguments, result))
         return result
+
+    @contextmanager
+    def _waits_for(self, what: str) -> Iterator[None]:
+        """Remembers what a run that is cancelled in here was waiting for."""
+        start = time.monotonic()
+        try:
+            yield
+        except asyncio.CancelledError:
+            self.given_up.append(f"{what} had not answered for {time.monotonic() - start:.1f} s")
+            raise
 
     async def _parallel(self, node: ParallelNode, branch: _Branch) -> None:
         """Branches run at once; what they set and did is merged in their order, the first failure is the run's."""
@@ -290,26 +309,38 @@ def run_all(
     examples: Sequence[Example],
     settings: RunSettings,
     rollouts: int = 1,
-    on_done: Callable[[Trajectory], None] | None = None,
+    on_done: Callable[[Trajectory], Trajectory | None] | None = None,
 ) -> list[Trajectory]:
-    """``rollouts`` runs of every example, all at once; example by example in the result."""
+    """``rollouts`` runs of every example, at once as far as that serves the engines; example by example in the result.
 
-    async def one(example: Example, rollout: int) -> Trajectory:
-        trajectory = await run(program, engines, example, settings, rollout)
-        if on_done is not None:
-            on_done(trajectory)
-        return trajectory
+    ``on_done`` hears of each run when it ends, and may give a shorter one to be kept in its place.
+    """
+    jobs = [(example, rollout) for example in examples for rollout in range(rollouts)]
+    found: list[Trajectory | None] = [None] * len(jobs)
+    left = iter(enumerate(jobs))
 
-    async def everything() -> list[Trajectory]:
+    async def work() -> None:
+        for place, (example, rollout) in left:
+            trajectory = await run(program, engines, example, settings, rollout)
+            found[place] = (on_done(trajectory) if on_done is not None else None) or trajectory
+
+    async def everything() -> None:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one(e, r)) for e in examples for r in range(rollouts)]
-        return [task.result() for task in tasks]
+            for _ in range(min(len(jobs), _width(engines) or len(jobs))):
+                group.create_task(work())
 
     try:
-        return asyncio.run(everything())
+        asyncio.run(everything())
     except BaseExceptionGroup as errors:
         # Only what no run could escape gets here; the first of them says it.
         problem: BaseException = errors
         while isinstance(problem, BaseExceptionGroup):
             problem = problem.exceptions[0]
         raise problem from None
+    return [trajectory for trajectory in found if trajectory is not None]
+
+
+def _width(engines: Mapping[str, Engine]) -> int | None:
+    """How many runs to have open at a time; None where an engine forms its batches from all there are."""
+    widths = [engine.width for engine in distinct(engines)]
+    return None if None in widths else RUNS_A_SLOT * sum(width for width in widths if width is not None)

@@ -74,6 +74,9 @@ class PythonMetric(Keys):
     type: Literal["python"]
     function: str = Field(pattern=r"^[\w.]+:[\w.]+$")
     """`package.module:function`; modules beside the spec are found too."""
+    # It decides whether there is a score, not what it is, so no result of a compile depends on it.
+    timeout: float = Field(60.0, gt=0, exclude=True)
+    """Seconds after which a run counts as failed because its score is not there."""
 
 
 class WeightedPart(Keys):

@@ -11,52 +11,15 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag
 
 from mmc.spec.keys import Keys, Name
+from mmc.spec.lm import LiteLlmModel, LocalModel, Model, OpenAiModel, Price, RemoteModel, VllmSampler
 from mmc.spec.metrics import Metric, WeightedPart
 from mmc.spec.optimizers import Clip, Distill, Grouping, Lora, MmGrpo, Teacher, Tuning
 from mmc.spec.searches import BootstrapSearch, GepaSearch, HalvingSearch, MiproSearch, PromptSearch
+from mmc.spec.tools import Bm25Tool, HttpTool, McpTool, PythonTool, Record, Tool
 
 Expression = str
 """A Jinja expression in double braces, such as ``{{ hits | length }}``, or plain text that may contain some."""
 
-
-# --- models -------------------------------------------------------------------------------------------------------
-
-
-class LocalModel(Keys):
-    """A model that runs in this process on the trie engine."""
-
-    type: Literal["local"]
-    source: str | list[str]
-    """Where the weights come from; the first source that is there is used. `hf:OWNER/NAME` (Hugging Face cache or hub),
-    `path:DIR` (a folder transformers can load), `package:PACKAGE/FILE.gguf` (a GGUF file shipped in an installed
-    Python package)."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of the weights. auto: float32 on a CPU, bfloat16 on a GPU."""
-    batch_tokens: int | None = Field(None, gt=0)
-    """Most distinct tokens kept in the cache at a time; more work waits its turn. As many as an eighth of the memory holds,
-    at most 16384, when left out."""
-
-
-class LiteLlmModel(Keys):
-    """A model behind an API, called through LiteLLM. Its modules cannot be trained or constrained."""
-
-    type: Literal["litellm"]
-    model: str
-    """LiteLLM's name of it, provider first: `openai/gpt-4.1-mini`."""
-    api_key: str | None = None
-    """`${env:NAME}`, the environment variable that holds the key. When left out, LiteLLM looks for the provider's usual one,
-    such as OPENAI_API_KEY. The key itself never stands in a spec."""
-    api_base: str | None = None
-    """Address of the API, where it is not the provider's own; may contain `${env:NAME}`."""
-    concurrency: int = Field(8, gt=0)
-    """Most requests at a time."""
-    timeout: float = Field(60.0, gt=0)
-    """Seconds for one request."""
-    retries: int = Field(3, ge=0)
-    """How often a request is repeated after a time-out, a lost connection, a rate limit or an error of the server."""
-
-
-Model = Annotated[LocalModel | LiteLlmModel, Field(discriminator="type")]
 
 # --- types --------------------------------------------------------------------------------------------------------
 
@@ -79,33 +42,6 @@ OutputType = Annotated[
     Discriminator(_output_kind),
 ]
 """`str`, `int`, `float`, `bool`, `list[str]`, ...; an enum; or an inline object of named simple types."""
-
-# --- tools --------------------------------------------------------------------------------------------------------
-
-
-class Bm25Tool(Keys):
-    """Full-text search over a JSONL corpus. Argument: `query`. Result: a list of rows, best first, each with `score`."""
-
-    type: Literal["bm25"]
-    corpus: str
-    """JSONL file, one document a line."""
-    k: int = Field(5, gt=0)
-    """How many documents a search returns."""
-    fields: list[str] = ["title", "text"]
-    """Columns of the corpus that are searched, joined with a bar."""
-
-
-class PythonTool(Keys):
-    """A Python function, sync or async, called with the step's arguments by name. Needs --trust."""
-
-    type: Literal["python"]
-    function: str = Field(pattern=r"^[\w.]+:[\w.]+$")
-    """`package.module:function`."""
-    timeout: float = Field(60.0, gt=0)
-    """Seconds after which a call counts as failed."""
-
-
-Tool = Annotated[Bm25Tool | PythonTool, Field(discriminator="type")]
 
 # --- modules ------------------------------------------------------------------------------------------------------
 
@@ -334,8 +270,9 @@ class Origin(Keys):
 
 
 __all__ = [
-    "BootstrapSearch", "Clip", "Distill", "GepaSearch", "Grouping", "HalvingSearch", "Keys", "Lora", "MiproSearch", "MmGrpo",
-    "Teacher", "Tuning",
+    "Bm25Tool", "BootstrapSearch", "Clip", "Distill", "GepaSearch", "Grouping", "HalvingSearch", "HttpTool", "Keys",
+    "LiteLlmModel", "LocalModel", "Lora", "McpTool", "MiproSearch", "MmGrpo", "OpenAiModel", "Price", "PythonTool", "Record",
+    "RemoteModel", "Teacher", "Tuning", "VllmSampler",
 ]  # fmt: skip
 """Defined beside this file, and part of what a spec is made of."""
 

@@ -10,7 +10,7 @@ import jinja2
 from mmc.errors import Diagnostic, InvalidError
 from mmc.program.check.findings import Findings
 from mmc.program.expression import names_in
-from mmc.program.outputs import enum_file
+from mmc.program.outputs import enum_file, format_of
 from mmc.prompt import Template
 from mmc.spec import model
 from mmc.spec.env import REFERENCE
@@ -44,24 +44,30 @@ def check_modules(findings: Findings) -> None:
 
 def _models(findings: Findings) -> None:
     """Sources and keys, and what a model behind an API cannot do."""
-    spec, remote = findings.spec, set()
+    spec = findings.spec
+    remote: dict[str, model.RemoteModel] = {}
     for name, declared in spec.models.items():
         path: KeyPath = ("models", name)
         if isinstance(declared, model.LocalModel):
             _sources(findings, path, declared.source)
             continue
-        remote.add(name)
+        remote[name] = declared
         if declared.api_key is not None and not REFERENCE.fullmatch(declared.api_key):
             hint = "put it into an environment variable and write ${env:NAME}"
             place = findings.loaded.diagnostic((*path, "api_key"), "a key does not belong in a file", hint)
             findings.found.append(replace(place, source=""))  # the line would show the key
     for name, module in spec.modules.items():
-        if module.model in remote and module.constrain:
-            findings.error(("modules", name, "constrain"), "constrained decoding needs a `type: local` model")
+        if module.model in remote and module.constrain and not _can_constrain(remote[module.model], module):
+            message = f"a `type: {remote[module.model].type}` model is constrained to JSON alone"
+            findings.error(("modules", name, "constrain"), message, "set `format: json`, or use a `type: local` model")
         if module.model in remote and name in spec.adapters:
             findings.error(("adapters", name), "adapters need a `type: local` model")
     for name in spec.models.keys() - used_models(spec):
         findings.warning(("models", name), f"nothing uses the model {name!r}", at_key=True)
+
+
+def _can_constrain(declared: model.RemoteModel, module: model.Module) -> bool:
+    return format_of(module) == "json" or (isinstance(declared, model.OpenAiModel) and declared.structured == "vllm")
 
 
 def _sources(findings: Findings, path: KeyPath, declared: str | list[str]) -> None:

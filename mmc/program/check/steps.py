@@ -13,6 +13,7 @@ from mmc.program.steps import called, returns, walk
 from mmc.spec import model
 from mmc.spec.marks import KeyPath
 from mmc.spec.metrics import judges_of
+from mmc.spec.tools import PLACE
 from mmc.spec.types import closest, coerce, did_you_mean, parse_type
 
 QUERY = "query"
@@ -110,7 +111,11 @@ class _Steps:
         self.needs.setdefault(result, set())
         for name, value in step.with_.items():
             self._uses((*path, "with", name), value, known, result)
-        if isinstance(self.spec.tools.get(step.tool), model.Bm25Tool):
+        tool = self.spec.tools.get(step.tool)
+        for name in PLACE.findall(tool.url) if isinstance(tool, model.HttpTool) else ():
+            if name not in step.with_:
+                self.findings.error((*path, "tool"), f"the URL of {step.tool!r} needs the argument {name!r}")
+        if isinstance(tool, model.Bm25Tool):
             for name in step.with_.keys() - {QUERY}:
                 message = f"a search takes no argument {name!r}.{did_you_mean(name, [QUERY])}"
                 self.findings.error((*path, "with", name), message, "it takes `query` alone", at_key=True)
