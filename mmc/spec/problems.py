@@ -24,6 +24,8 @@ PATTERNS = {
     r"^[A-Za-z_][A-Za-z0-9_]*$": "a name is made of letters, digits and _, and begins with no digit",
     r"^[A-Za-z0-9][A-Za-z0-9_-]*$": "a spec's name is made of letters, digits, - and _",
     r"^[\w.]+:[\w.]+$": "write a function as package.module:function",
+    r"^https?://[^\s/{}]+(/|$)": "an address begins with http:// or https:// and a host without braces",
+    r"^https?://\S+$": "an address begins with http:// or https://",
 }
 """What a text must be like -> that in words."""
 
@@ -182,7 +184,8 @@ class _Translator:
         pattern = str(error.get("ctx", {})["pattern"])
         self.whole = False
         at_key = error["loc"][-1] == "[key]"
-        return self._at(path, f"{PATTERNS[pattern]}; this is {error['input']!r}", at_key=at_key)
+        rule = PATTERNS.get(pattern, f"this must match {pattern}")
+        return self._at(path, f"{rule}; this is {error['input']!r}", at_key=at_key)
 
     def _rule(self, path: KeyPath, line: str) -> Diagnostic:
         """A rule of a block; it begins with the key in backquotes that it is about, where that stands in the block."""

@@ -71,7 +71,7 @@ BROKEN = [
     (
         "type: local",
         "type: locl",
-        "spec.yaml:4:18: error: unknown type 'locl'; known are local, litellm. Did you mean 'local'?",
+        "spec.yaml:4:18: error: unknown type 'locl'; known are local, litellm, openai. Did you mean 'local'?",
     ),
     ("    model: policy\n", "", "spec.yaml:6:3: error: the key 'model' is missing here"),
     (

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,9 @@ from mmc.errors import Diagnostic, InvalidError
 from mmc.program.check import check
 from mmc.spec.load import survey
 from mmc.spec.marks import KeyPath, parse
+from mmc.spec.problems import PATTERNS
 from mmc.spec.rewrite import flow
+from mmc.spec.schema import schema_text
 
 SPEC = Path(__file__).parents[2] / "specs/helpdesk.yaml"
 WRONG = [None, 5, -1, 0.5, True, "x", "{{ x", [], [1], [[]], {}, {"a": 1}, {"type": "bm25"}]
@@ -63,6 +67,12 @@ def test_no_wrong_value_misspelling_or_omission_breaks_the_checks(tmp_path: Path
         count, silent = count + 1, silent + (not problems)
         assert all(p.line > 0 and p.message for p in problems if p.file == str(spec)), changed
     assert count > 300 and silent < count / 4
+
+
+def test_every_pattern_is_said_in_words() -> None:
+    assert set(re.findall(r'"pattern": "(.*?)"[,\n]', schema_text())) == {
+        json.dumps(pattern)[1:-1] for pattern in PATTERNS
+    }
 
 
 def test_what_was_misspelled_counts_as_what_was_meant(tmp_path: Path) -> None:
