@@ -26,20 +26,27 @@ def test_the_specs_on_public_data_have_no_problem(name: str) -> None:
     assert check(load(REPO / f"specs/{name}.yaml")) == ()
 
 
-def test_the_readmes_spec_has_no_problem(tmp_path: Path) -> None:
-    found = re.findall(r"```(yaml|jinja)\n(.*?)```", (REPO / "README.md").read_text(), re.DOTALL)
-    spec, metric, search, training = (text for kind, text in found if kind == "yaml")
-    (template,) = (text for kind, text in found if kind == "jinja")
+def _blocks(page: str) -> list[tuple[str, str]]:
+    """(kind, text) of the YAML and Jinja blocks of a page."""
+    return re.findall(r"```(yaml|jinja)\n(.*?)```", (REPO / page).read_text(), re.DOTALL)
+
+
+def test_the_specs_of_the_pages_have_no_problem(tmp_path: Path) -> None:
+    (_, spec), (_, template) = _blocks("README.md")
+    metric, search, training = (text for _, text in _blocks("examples/strategies/README.md"))
+    server, sampler = (text for _, text in _blocks("examples/remote_models/README.md") if text.startswith("models:"))
     (tmp_path / "answer.j2").write_text(template)
     (tmp_path / "shown.j2").write_text(template)
     (tmp_path / "grade.j2").write_text("{{ answer }} {{ reference }}")
     row = json.dumps({"question": "grass?", "colour": "green"})
-    (tmp_path / "rows.jsonl").write_text("\n".join([row] * 10))
+    (tmp_path / "rows.jsonl").write_text("\n".join([row.replace("?", f"{i}?") for i in range(10)]))
     head = spec[: spec.index("compile:")]
     writer = "models:\n  writer: {type: litellm, model: openai/gpt-4.1-mini}"
     grade = "modules:\n  grade: {model: policy, template: grade.j2, inputs: {answer: str, reference: str}, outputs: {good: bool}}"
     judged = re.sub(r"^metric: .*\n", metric, head, flags=re.MULTILINE).replace("modules:", grade)
-    for text in (spec, head + training, head.replace("models:", writer) + search, judged):
+    drawn = re.sub(r"^models:\n  .*\n", sampler, spec, flags=re.MULTILINE)
+    asked = re.sub(r"^models:\n  .*\n", server, head, flags=re.MULTILINE).replace("model: policy", "model: large")
+    for text in (spec, head + training, head.replace("models:", writer) + search, judged, drawn, asked):
         (tmp_path / "spec.yaml").write_text(text)
         assert check(load(tmp_path / "spec.yaml")) == ()
 
