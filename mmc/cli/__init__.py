@@ -8,6 +8,7 @@ found work to do, 100 a quality gate of `eval` failed, 130 interrupted.
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import warnings
 from typing import NoReturn
@@ -65,5 +66,5 @@ def _worded(error: Exception) -> str:
 def _interrupted(arguments: list[str]) -> int:
     print("\ninterrupted", file=sys.stderr)
     if arguments[:1] == ["compile"]:
-        print(f"everything finished so far is kept; go on with: mmc {' '.join(arguments)}", file=sys.stderr)
+        print(f"everything finished so far is kept; go on with: mmc {shlex.join(arguments)}", file=sys.stderr)
     return 130

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shlex
 import time
 import traceback
 from collections.abc import Sequence
@@ -16,6 +17,6 @@ def write_crash_log(error: BaseException, arguments: Sequence[str]) -> Path:
     folder = Path(".mmc")
     folder.mkdir(exist_ok=True)
     file = folder / f"crash-{time.strftime('%Y%m%d-%H%M%S')}.log"
-    head = f"mmc {mmc.__version__}, Python {platform.python_version()}, {platform.platform()}\nmmc {' '.join(arguments)}\n\n"
+    head = f"mmc {mmc.__version__}, Python {platform.python_version()}, {platform.platform()}\nmmc {shlex.join(arguments)}\n\n"
     file.write_text(head + "".join(traceback.format_exception(error)), encoding="utf-8")
     return file

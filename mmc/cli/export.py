@@ -19,7 +19,10 @@ def export_command(
     push: Annotated[str | None, typer.Option(metavar="OWNER/NAME", help="Upload it to this repository (hub).")] = None,
     trust: TrustOption = False,
 ) -> None:
-    """Write a build for vLLM, as full weights, or as a repository of Hugging Face's hub."""
+    """Write a build in the form that something else takes.
+
+    For vLLM, as full weights, or as a repository of Hugging Face's hub.
+    """
     from mmc.build.export import ExportJob, export
     from mmc.build.export import push as push_folder
     from mmc.program.graph import Program

@@ -17,6 +17,8 @@ from mmc.cli.progress import duration
 from mmc.engine.base import Engine
 
 BARS = "▁▂▃▄▅▆▇█"
+ECHO = "^C"
+"""What a terminal writes behind the panel on an interrupt; it must not reach the next line, which would not be wiped out."""
 CURVE = 32
 """How many of the last values the curve shows."""
 EARLY = 0.05
@@ -70,7 +72,7 @@ class Panel:
             self._values = [*self._values, value][-CURVE:]
 
     def say(self, line: str) -> None:
-        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self._console.print(line, highlight=False, markup=False)
 
     # --- what is shown ---
 
@@ -80,7 +82,7 @@ class Panel:
                 Group(self._progress(), *self._followed(), self._spent()),
                 title=Text(self._stage or "mmc", style="bold"),
                 title_align="left",
-                width=min(options.max_width, 100),
+                width=min(options.max_width - len(ECHO) - 1, 100),
                 padding=(0, 1),
             )
 

@@ -23,7 +23,9 @@ def serve_command(
     set_: SetOption = [],  # noqa: B006
     trust: TrustOption = False,
 ) -> None:
-    """Serve a program: its own endpoint (/run), OpenAI's (/v1), /health, /metrics and /openapi.json.
+    """Serve a program over HTTP.
+
+    Its own endpoint (/run), OpenAI's (/v1), /health, /metrics and /openapi.json.
 
     With MMC_SERVE_TOKEN in the environment, clients must send it as bearer token.
     """

@@ -17,7 +17,10 @@ def view_command(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 0,
     open_: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
 ) -> None:
-    """Show runs on a local web page: scores, curves, what search tried, every group of a training. Reads, never writes."""
+    """Show runs on a local web page.
+
+    Scores, curves, what search tried, every group of a training. Reads, never writes.
+    """
     from mmc.view.server import serve
 
     def ready(address: str) -> None:

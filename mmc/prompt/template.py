@@ -153,7 +153,10 @@ class Template:
             return
         for node in body:
             for part in node.nodes if isinstance(node, nodes.Output) else ():
-                text = part.data if isinstance(part, nodes.TemplateData) else "{{"
+                # Other expressions may call a macro that makes messages and prints nothing.
+                text = (
+                    part.data if isinstance(part, nodes.TemplateData) else "" if isinstance(part, nodes.Call) else "{{"
+                )
                 if text.strip():
                     line = part.lineno + text[: len(text) - len(text.lstrip())].count("\n")
                     raise InvalidError([self._at(self.path, line, OUTSIDE, "move it into a block")])

@@ -85,7 +85,9 @@ class Price(Keys):
     """Dollars a million tokens."""
 
     input: float = Field(ge=0)
+    """For tokens of prompts."""
     output: float = Field(ge=0)
+    """For tokens of completions."""
 
 
 class OpenAiModel(Keys):

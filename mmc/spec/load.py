@@ -18,6 +18,9 @@ from mmc.spec.problems import key_path, read_spec
 from mmc.spec.rewrite import rewrite
 from mmc.spec.types import did_you_mean
 
+BUILT = "program.yaml"
+"""The spec's file in a build folder."""
+
 
 @dataclass(frozen=True)
 class LoadedSpec:
@@ -83,7 +86,7 @@ def survey(path: Path, overrides: Sequence[str] = ()) -> tuple[LoadedSpec | None
 def spec_file(path: Path) -> Path:
     """The spec's file, where a build folder may be named instead."""
     path = Path(path)
-    return path / "program.yaml" if path.is_dir() else path
+    return path / BUILT if path.is_dir() else path
 
 
 def read_text(path: Path) -> str:
@@ -110,7 +113,11 @@ def _text(path: Path, overrides: Sequence[str]) -> str:
 def _neighbours(path: Path) -> str:
     if not path.parent.is_dir():
         return f" There is no folder {path.parent} either."
-    return did_you_mean(path.name, (p.name for p in path.parent.iterdir() if p.suffix in (".yaml", ".yml")))
+    specs = sorted(p.name for p in path.parent.iterdir() if p.suffix in (".yaml", ".yml"))
+    if path.name == BUILT:
+        listed = f" Specs there are: {', '.join(specs)}." if specs else ""
+        return f" A folder is a build when it has one.{listed}"
+    return did_you_mean(path.name, specs)
 
 
 def _override(text: str, override: str) -> str:

@@ -6,7 +6,7 @@ Scalars follow YAML 1.2's core schema (``1e-5`` is a number, ``no`` is a text) o
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,8 @@ KeyPath = tuple[str | int, ...]
 MAPPING = "a spec begins with `mmc: 1` and `name: ...`; `mmc init DIR` writes one to start from"
 
 
+SECRET = re.compile(r"""(\bapi_key["']?\s*:\s*)(?!["']?\$\{env:)([^\s,}]+)""")
+"""A key for an API that stands in a file, where a variable of the environment should be named."""
 WORDS: Mapping[type, str] = {yaml.SequenceNode: "a list", yaml.ScalarNode: "a single text or number"}
 """PyYAML's kinds of nodes in our words."""
 
@@ -58,7 +60,7 @@ class Document:
             path, at_key = path[:-1], True
         node = (self.keys if at_key and path in self.keys else self.values).get(path, self.root)
         mark = node.start_mark
-        source = self.text.splitlines()[mark.line] if mark.line < len(self.text.splitlines()) else ""
+        source = _shown(self.text.splitlines(), mark.line)
         return Diagnostic(self.file, mark.line + 1, mark.column + 1, message, hint, source=source)
 
 
@@ -84,12 +86,17 @@ def parse(text: str, file: str) -> Document:
     return Document(file, text, data, root, builder.values, builder.keys)
 
 
+def _shown(lines: Sequence[str], number: int) -> str:
+    """A line as a message may show it: what stands as a key for an API is starred out."""
+    line = lines[number] if number < len(lines) else ""
+    return SECRET.sub(lambda match: match[1] + "*" * len(match[2]), line)
+
+
 def _syntax(error: yaml.MarkedYAMLError, text: str, file: str) -> Diagnostic:
     """What PyYAML says, at its place, and what is usually meant."""
-    lines = text.splitlines()
     mark = error.problem_mark or error.context_mark
     line, column = (mark.line, mark.column) if mark else (0, 0)
-    source = lines[line] if line < len(lines) else ""
+    source = _shown(text.splitlines(), line)
     problem = str(error.problem or error.context)
     if problem.startswith("but "):
         problem = f"{error.context}, {problem}"
@@ -166,5 +173,5 @@ class _Builder:
 
     def _problem(self, node: yaml.Node, message: str, hint: str) -> None:
         line, column = node.start_mark.line, node.start_mark.column
-        source = self._lines[line] if line < len(self._lines) else ""
+        source = _shown(self._lines, line)
         self.problems.append(Diagnostic(self._file, line + 1, column + 1, message, hint, source=source))

@@ -163,7 +163,10 @@ STEP_KEYS = ("call", "tool", "set", "if", "repeat", "for", "parallel", "return")
 
 
 def _step_kind(value: object) -> str | None:
-    keys = value.keys() if isinstance(value, dict) else [k.rstrip("_") for k in type(value).model_fields]  # type: ignore[attr-defined]
+    if isinstance(value, Keys):
+        keys = {name.rstrip("_") for name in type(value).model_fields}
+    else:
+        keys = set(value) if isinstance(value, dict) else set()
     return next((key for key in STEP_KEYS if key in keys), None)
 
 

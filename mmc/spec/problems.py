@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -24,6 +24,8 @@ PATTERNS = {
     r"^[A-Za-z_][A-Za-z0-9_]*$": "a name is made of letters, digits and _, and begins with no digit",
     r"^[A-Za-z0-9][A-Za-z0-9_-]*$": "a spec's name is made of letters, digits, - and _",
     r"^[\w.]+:[\w.]+$": "write a function as package.module:function",
+    r"^https?://[^\s/{}]+(/|$)": "an address begins with http:// or https:// and a host without braces",
+    r"^https?://\S+$": "an address begins with http:// or https://",
 }
 """What a text must be like -> that in words."""
 
@@ -46,30 +48,36 @@ def read_spec(document: Document, overrides: Sequence[str] = ()) -> tuple[Spec |
     Where there are problems the spec is what it says less what is wrong (a misspelled key counts as what was meant), so that
     references can be checked all the same; None when that is no spec.
     """
-    data = document.data
+    translator = _Translator(document, overrides)
     found: set[Diagnostic] = set()
     for _ in range(ROUNDS):
         try:
-            return Spec.model_validate(data), tuple(sorted(found))
+            return Spec.model_validate(translator.data), tuple(sorted(found))
         except ValidationError as error:
-            translator = _Translator(document, data, overrides)
             found |= translator.translate(error.errors())
-            repaired = translator.repaired()
-            if repaired is None:
+            if not translator.whole:
                 break
-            data = repaired
     return None, tuple(sorted(found))
 
 
 class _Translator:
-    def __init__(self, document: Document, data: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Turns errors into diagnostics, and repairs the data meanwhile; paths are those of the data as it is now."""
+
+    def __init__(self, document: Document, overrides: Sequence[str]) -> None:
         self._document, self._overrides = document, overrides
-        self._data = copy.deepcopy(data)
-        self._whole = True
-        """Whether everything wrong could be repaired so far."""
+        self.data = copy.deepcopy(document.data)
+        self.whole = True
+        """Whether something can stand for everything that was wrong so far."""
+        self._before = self.data
+        """The data that the errors are about, while it is repaired."""
+        self._paths: set[KeyPath] = set()
+        self._renames: dict[KeyPath, str] = {}
+        """A key that was misspelled, where it stands now -> how the file spells it."""
 
     def translate(self, errors: Sequence[ErrorDetails]) -> set[Diagnostic]:
         """Diagnostics of some errors; what follows from another of them is left out."""
+        self._before = copy.deepcopy(self.data)
+        self._paths = set(_paths(self._before))
         unknown = [self._path(e["loc"]) for e in errors if e["type"] == "extra_forbidden"]
         found: set[Diagnostic] = set()
         kinds: dict[KeyPath, list[ErrorDetails]] = {}
@@ -86,10 +94,6 @@ class _Translator:
                 found |= self._one(error, path)
         return found | {self._wrong_kind(path, same) for path, same in kinds.items()}
 
-    def repaired(self) -> dict[str, Any] | None:
-        """The data without what is wrong; None when something is that nothing can stand for."""
-        return self._data if self._whole else None
-
     # --- one error ---
 
     def _one(self, error: ErrorDetails, path: KeyPath) -> set[Diagnostic]:
@@ -98,7 +102,7 @@ class _Translator:
             case "extra_forbidden":
                 return {self._unknown_key(error, path)}
             case "missing":
-                self._whole = False
+                self.whole = False
                 return {self._at(path, f"the key {error['loc'][-1]!r} is missing here", at_key=True)}
             case "union_tag_invalid" | "union_tag_not_found":
                 return {self._wrong_tag(error, path)}
@@ -109,7 +113,7 @@ class _Translator:
             case "string_pattern_mismatch":
                 return {self._pattern(error, path)}
             case "too_short" | "too_long":
-                self._whole = False
+                self.whole = False
                 return {self._at(path, f"{_named(path)} {_count(error['type'], context)}")}
             case "value_error":
                 return {self._rule(path, line) for line in error["msg"].removeprefix("Value error, ").splitlines()}
@@ -124,7 +128,7 @@ class _Translator:
         steps = [name for name in holder if name in STEP_KEYS]
         value = holder.pop(key, None)
         if len(steps) > 1 and key in steps:
-            self._whole = False
+            self.whole = False
             return self._at(
                 path, f"a step does one thing; this one has {' and '.join(f'`{s}`' for s in steps)}", at_key=True
             )
@@ -133,22 +137,23 @@ class _Translator:
             deciding = next((k for k in DISCRIMINATORS if k in known), "type")
             means = ", ".join(f"`{deciding}: {tag}`" for tag in elsewhere)
             return self._at(path, f"{key!r} is no key of this block", f"it belongs to {means}", at_key=True)
+        if key in FORMER:
+            return self._at(path, f"unknown key {key!r}", FORMER[key], at_key=True)
         meant = closest(key, known)
         if meant is not None and meant not in holder:
             holder[meant] = value
-        if meant is None and key in FORMER:
-            return self._at(path, f"unknown key {key!r}", FORMER[key], at_key=True)
+            self._renames[(*path[:-1], meant)] = key
         listed = f"known here: {', '.join(sorted(known))}" if 0 < len(known) <= 12 and meant is None else ""
         return self._at(path, f"unknown key {key!r}.{did_you_mean(key, known)}", listed, at_key=True)
 
     def _wrong_tag(self, error: ErrorDetails, path: KeyPath) -> Diagnostic:
         tags = place_of(error["loc"]).tags
         known = ", ".join(tags)
-        key = next((k for k in DISCRIMINATORS if (*path, k) in self._document.values), "type")
+        key = next((k for k in DISCRIMINATORS if (*path, k) in self._paths), "type")
         said = self._value(path)
         tag = str(said.get(key, "")) if isinstance(said, Mapping) else ""
         if not tag:
-            self._whole = False
+            self.whole = False
             return self._at(path, "the key 'type' is missing here", f"known are: {known}", at_key=True)
         return self._wrong_word((*path, key), known, tag, f"unknown {key} {tag!r}; known are {known}.", tags)
 
@@ -166,7 +171,7 @@ class _Translator:
         return self._at(path, message + did_you_mean(str(got), words))
 
     def _no_step(self, path: KeyPath) -> Diagnostic:
-        self._whole = False
+        self.whole = False
         step = self._value(path)
         message = f"a step needs one of: {', '.join(STEP_KEYS)}."
         near = [(key, meant) for key in step if (meant := closest(key, STEP_KEYS))] if isinstance(step, Mapping) else []
@@ -177,15 +182,16 @@ class _Translator:
 
     def _pattern(self, error: ErrorDetails, path: KeyPath) -> Diagnostic:
         pattern = str(error.get("ctx", {})["pattern"])
-        self._whole = False
+        self.whole = False
         at_key = error["loc"][-1] == "[key]"
-        return self._at(path, f"{PATTERNS[pattern]}; this is {error['input']!r}", at_key=at_key)
+        rule = PATTERNS.get(pattern, f"this must match {pattern}")
+        return self._at(path, f"{rule}; this is {error['input']!r}", at_key=at_key)
 
     def _rule(self, path: KeyPath, line: str) -> Diagnostic:
         """A rule of a block; it begins with the key in backquotes that it is about, where that stands in the block."""
         named = re.match(r"`([\w.]+)`", line)
         inside = (*path, *named[1].split(".")) if named else path
-        place = inside if inside in self._document.values else path
+        place = inside if inside in self._paths else path
         self._leave_out(place)
         return self._at(place, line, at_key=True)
 
@@ -204,11 +210,12 @@ class _Translator:
     # --- small things ---
 
     def _at(self, path: KeyPath, message: str, hint: str = "", at_key: bool = False) -> Diagnostic:
+        path = tuple(self._renames.get(path[: i + 1], part) for i, part in enumerate(path))
         hint = hint or next((f"it was set by --set {o}" for o in self._overrides if _related(path, _key(o))), "")
         return self._document.diagnostic(path, message, hint, at_key=at_key)
 
     def _path(self, loc: Sequence[str | int]) -> KeyPath:
-        return _longest(self._document, loc, ())
+        return _longest(self._paths, loc, ())
 
     def _renamed(self, path: KeyPath, key: str, unknown: Sequence[KeyPath]) -> bool:
         """Whether a key is missing because it stands there misspelled."""
@@ -217,7 +224,7 @@ class _Translator:
 
     def _block(self, path: KeyPath) -> Any:
         loc: list[str | int] = []
-        said: Any = self._document.data
+        said: Any = self._before
         for part in path:
             loc.append(part)
             said = said[part]
@@ -229,14 +236,14 @@ class _Translator:
         return place_of(loc).block
 
     def _value(self, path: KeyPath) -> Any:
-        found: Any = self._document.data
+        found: Any = self._before
         for part in path:
             found = found[part]
         return found
 
     def _holder(self, path: KeyPath) -> dict[str, Any]:
         """The mapping in the data to repair that holds a key; an empty one when it is there no more."""
-        found: Any = self._data
+        found: Any = self.data
         for part in path[:-1]:
             try:
                 found = found[part]
@@ -245,19 +252,19 @@ class _Translator:
         return found if isinstance(found, dict) else {}
 
     def _put(self, path: KeyPath, value: object) -> None:
-        found: Any = self._data
+        found: Any = self.data
         try:
             for part in path[:-1]:
                 found = found[part]
             found[path[-1]] = value
         except (KeyError, IndexError, TypeError):
-            self._whole = False
+            self.whole = False
 
     def _leave_out(self, path: KeyPath) -> None:
         """Takes a key that has a default out of the data."""
         block = self._block(path[:-1]) if path else None
         if block is None or fields(block).get(str(path[-1]), True):
-            self._whole = False
+            self.whole = False
         else:
             self._holder(path).pop(str(path[-1]), None)
 
@@ -307,12 +314,23 @@ def _key(override: str) -> KeyPath:
     return key_path(override.partition("=")[0])
 
 
-def _longest(document: Document, loc: Sequence[str | int], path: KeyPath) -> KeyPath:
-    """The longest key path in ``loc``; pydantic puts the tags of unions between the keys."""
+def _paths(data: Any, above: KeyPath = ()) -> Iterator[KeyPath]:
+    """The paths of everything in plain data."""
+    yield above
+    if isinstance(data, Mapping):
+        for key, value in data.items():
+            yield from _paths(value, (*above, key))
+    elif isinstance(data, list):
+        for i, value in enumerate(data):
+            yield from _paths(value, (*above, i))
+
+
+def _longest(paths: Container[KeyPath], loc: Sequence[str | int], path: KeyPath) -> KeyPath:
+    """The longest of the paths that ``loc`` leads along; pydantic puts the tags of unions between the keys."""
     if not loc:
         return path
-    skipped = _longest(document, loc[1:], path)
-    if (*path, loc[0]) not in document.values:
+    skipped = _longest(paths, loc[1:], path)
+    if (*path, loc[0]) not in paths:
         return skipped
-    taken = _longest(document, loc[1:], (*path, loc[0]))
+    taken = _longest(paths, loc[1:], (*path, loc[0]))
     return taken if len(taken) > len(skipped) else skipped

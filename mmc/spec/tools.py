@@ -24,6 +24,8 @@ class Record(Keys):
 
 
 class _Recorded(Keys):
+    """What every tool has."""
+
     # Where answers are kept changes none of them, so it is no part of what a run depends on.
     record: Record | None = Field(None, exclude=True)
     """Keep this tool's answers in a file, or take them from it. A Python function's code is not compared: after changing
@@ -64,6 +66,7 @@ class HttpTool(_Recorded):
     url: str = Field(pattern=r"^https?://[^\s/{}]+(/|$)")
     """Address; `{name}` in the path or query is the argument of that name, escaped. May contain `${env:NAME}` after the host."""
     method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"] = "GET"
+    """How the address is asked."""
     headers: dict[str, str] = {}
     """Headers of the request; secrets as `${env:NAME}`, which is read when the tool is opened and written nowhere."""
     format: Literal["json", "text"] = "json"

@@ -52,7 +52,7 @@ def test_it_shows_stage_step_reward_rate_and_time_left_at_any_width(
 ) -> None:
     panel, engine = working(monkeypatch)
     lines = drawn(panel, width)
-    assert all(len(line) <= min(width, 100) for line in lines) and len(lines) == 6
+    assert all(len(line) <= min(width - 3, 100) for line in lines) and len(lines) == 6
     text = "\n".join(lines)
     assert "stage 2 of 2: weights" in lines[0] and re.search(r"mmGRPO\s.*\s6/14 ", lines[1])
     assert "reward 0.600, groups with spread 40%" in text and "▁▂▄▅▇█  0.1 to 0.6" in text

@@ -44,4 +44,4 @@ def test_the_page_is_true(tmp_path: Path, tiny_model_dir: Path) -> None:
     tool, metric = keys.split("metric:")
     text = re.sub(r"^metric: .*$", f"metric:{metric.rstrip()}", text, flags=re.MULTILINE)
     (tmp_path / "mine/helpdesk.yaml").write_text(text.replace("tools:\n", tool))
-    assert check(load(tmp_path / "mine/helpdesk.yaml")) == ()
+    assert [p.message for p in check(load(tmp_path / "mine/helpdesk.yaml"))] == ["no step uses the tool 'shorten'"]

@@ -61,6 +61,12 @@ def test_a_missing_name_is_an_error_with_the_file() -> None:
         template(CHAT).render({})
 
 
+def test_a_macro_may_make_messages(tmp_path: Path) -> None:
+    macro = "{% macro shot(q) %}{% user %}{{ q }}{% enduser %}{% endmacro %}"
+    (tmp_path / "t.j2").write_text(macro + "{{ shot('a') }}{% user %}b{% enduser %}")
+    assert [m.content for m in Template.load(tmp_path / "t.j2").render({})] == ["a", "b"]
+
+
 def test_syntax_errors_carry_file_and_line(tmp_path: Path) -> None:
     (tmp_path / "t.j2").write_text("fine\n{% if x %}\nnever closed\n")
     with pytest.raises(InvalidError, match=r"t\.j2:\d:1: error: not a valid template"):

@@ -71,7 +71,7 @@ BROKEN = [
     (
         "type: local",
         "type: locl",
-        "spec.yaml:4:18: error: unknown type 'locl'; known are local, litellm. Did you mean 'local'?",
+        "spec.yaml:4:18: error: unknown type 'locl'; known are local, litellm, openai. Did you mean 'local'?",
     ),
     ("    model: policy\n", "", "spec.yaml:6:3: error: the key 'model' is missing here"),
     (
@@ -110,6 +110,10 @@ def test_all_problems_are_said_at_once_in_order_with_a_caret(tmp_path: Path) -> 
 def test_a_missing_file_names_its_neighbour(tmp_path: Path) -> None:
     spec_file(tmp_path)
     assert "there is no such file. Did you mean 'spec.yaml'?" in problems(tmp_path / "spce.yaml")
+    assert "there is no such file. A folder is a build when it has one. Specs there are: spec.yaml." in problems(
+        tmp_path
+    )
+    assert "There is no folder" in problems(tmp_path / "nowhere/spec.yaml")
 
 
 def test_bad_overrides_name_themselves(tmp_path: Path) -> None:

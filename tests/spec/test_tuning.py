@@ -29,7 +29,7 @@ PROBLEMS = [
     ("{adapters: {one: [a, b, c]}}", "", "'c' is not trained"),
     ("{}", "{model: p, template: t.j2, inputs: {}, outputs: {x: str}, train: {learning_rate: 1e-3}}", "of its own"),
     ("{}", "{model: q, template: t.j2, inputs: {}, outputs: {x: str}}", "use different models (p, q)"),
-    ("{}", "{model: r, template: t.j2, inputs: {}, outputs: {x: str}}", "'b' runs on a `type: litellm` model"),
+    ("{}", "{model: r, template: t.j2, inputs: {}, outputs: {x: str}}", "'b' runs on a remote model"),
 ]
 
 

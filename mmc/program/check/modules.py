@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import jinja2
 
@@ -54,8 +53,7 @@ def _models(findings: Findings) -> None:
         remote[name] = declared
         if declared.api_key is not None and not REFERENCE.fullmatch(declared.api_key):
             hint = "put it into an environment variable and write ${env:NAME}"
-            place = findings.loaded.diagnostic((*path, "api_key"), "a key does not belong in a file", hint)
-            findings.found.append(replace(place, source=""))  # the line would show the key
+            findings.error((*path, "api_key"), "a key does not belong in a file", hint)
     for name, module in spec.modules.items():
         if module.model in remote and module.constrain and not _can_constrain(remote[module.model], module):
             message = f"a `type: {remote[module.model].type}` model is constrained to JSON alone"
@@ -95,6 +93,8 @@ def _output(findings: Findings, path: KeyPath, declared: model.OutputType, modul
     elif isinstance(declared, model.EnumType):
         _enum(findings, (*path, "enum"), declared.enum, module)
     else:
+        if not declared:
+            findings.error(path, "an object needs named types", "write {name: str}, for example")
         for key, kind in declared.items():
             findings.type((*path, key), kind)
 

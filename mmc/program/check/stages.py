@@ -59,6 +59,8 @@ def _idle(findings: Findings) -> None:
 
 
 def _exact(spec: model.Spec) -> bool:
-    """Whether what is trained surely runs in float32, on whatever machine."""
+    """Whether what is trained surely runs in float32, on whatever machine, and samples itself."""
     models = [spec.models.get(spec.modules[name].model) for name in trained_modules(spec)]
-    return all(isinstance(found, model.LocalModel) and found.dtype == "float32" for found in models)
+    return all(
+        isinstance(found, model.LocalModel) and found.dtype == "float32" and found.sampler is None for found in models
+    )

@@ -114,7 +114,9 @@ class _Steps:
         tool = self.spec.tools.get(step.tool)
         for name in PLACE.findall(tool.url) if isinstance(tool, model.HttpTool) else ():
             if name not in step.with_:
-                self.findings.error((*path, "tool"), f"the URL of {step.tool!r} needs the argument {name!r}")
+                meant = next((said for said in step.with_ if closest(said, [name])), None)
+                hint = f"{meant!r} stands in its place" if meant else f'add with: {{{name}: "{{{{ ... }}}}"}}'
+                self.findings.error((*path, "tool"), f"the URL of {step.tool!r} needs the argument {name!r}", hint)
         if isinstance(tool, model.Bm25Tool):
             for name in step.with_.keys() - {QUERY}:
                 message = f"a search takes no argument {name!r}.{did_you_mean(name, [QUERY])}"
