@@ -70,6 +70,8 @@ def spec_paths(spec: Spec, templates: bool = False) -> Iterator[tuple[KeyPath, s
     for name, tool in spec.tools.items():
         if isinstance(tool, Bm25Tool):
             yield ("tools", name, "corpus"), tool.corpus
+        if tool.record is not None:
+            yield ("tools", name, "record", "file"), tool.record.file
     for name, module in spec.modules.items():
         if templates:
             yield ("modules", name, "template"), module.template

@@ -19,6 +19,7 @@ from mmc.build.machine import machine
 from mmc.build.manifest import StageScore, stage_entries
 from mmc.compile.progress import Progress
 from mmc.compile.record import read_json, write_json
+from mmc.engine.base import Engine
 from mmc.program.graph import Program
 
 EVERY = 1.0
@@ -34,6 +35,12 @@ class KeptProgress:
         self._first: int | None = None
         """What was done already when the work began: it tells nothing of the rate."""
 
+    def watch(self, engines: Sequence[Engine]) -> None:
+        self.shown.watch(engines)
+
+    def stage(self, name: str, number: int, stages: int) -> None:
+        self.shown.stage(name, number, stages)
+
     def begin(self, what: str, total: int) -> None:
         if (what, total) != (self._what, self._total):
             same = what == self._what  # a search corrects its total as it goes
@@ -43,11 +50,11 @@ class KeptProgress:
             self._write(0, "")
         self.shown.begin(what, total)
 
-    def advance(self, done: int, detail: str = "") -> None:
+    def advance(self, done: int, detail: str = "", value: float | None = None) -> None:
         self._first = done - 1 if self._first is None else self._first
         if done >= self._total or time.monotonic() - self._last >= EVERY:
             self._write(done, detail)
-        self.shown.advance(done, detail)
+        self.shown.advance(done, detail, value)
 
     def say(self, line: str) -> None:
         with (self.folder / "log.txt").open("a", encoding="utf-8") as log:

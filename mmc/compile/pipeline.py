@@ -16,19 +16,17 @@ from mmc.compile.record import digest, finished_stage, locked, open_stage, read_
 from mmc.compile.stages import STAGES, load_first
 from mmc.compile.state import Context, Scored, State, known_score, score
 from mmc.compile.work import WorkLedger
-from mmc.data import Example, SplitName, load_split
+from mmc.data import SPLITS, Example, load_split
 from mmc.engine import open_engines
 from mmc.engine.base import distinct
 from mmc.errors import InvalidError
 from mmc.metric import paired
+from mmc.program.check import untunable
 from mmc.program.graph import Program
 from mmc.prompt import Template
 from mmc.spec import load
 from mmc.spec.load import LoadedSpec
-from mmc.spec.model import Teacher, Tuning
-from mmc.spec.tuning import tuning_problems
-
-SPLITS: tuple[SplitName, ...] = ("train", "dev", "test")
+from mmc.spec.model import Teacher
 
 
 @dataclass(frozen=True)
@@ -90,7 +88,8 @@ def run_stages(job: CompileJob, folder: Path, siblings: Path | None = None) -> D
     loaded = job.loaded
     if loaded.spec.data is None or loaded.spec.metric is None:
         raise InvalidError([loaded.diagnostic((), "compiling needs `data` and `metric`", "add both to the spec")])
-    _check_stages(loaded)
+    if problems := untunable(loaded):  # before the stages in front of these are paid for
+        raise InvalidError(problems)
     program = Program.build(loaded, job.trust)
     data: dict[str, Sequence[Example]] = {split: load_split(loaded, split) for split in SPLITS}
     begin_run(folder, program, job.out, {split: len(rows) for split, rows in data.items()})
@@ -100,6 +99,7 @@ def run_stages(job: CompileJob, folder: Path, siblings: Path | None = None) -> D
     proposer = getattr(loaded.spec.compile.prompts, "proposer", None)
     asked = [proposer] if proposer and "prompts" in loaded.spec.compile.strategy else []
     engines, seed = open_engines(loaded, asked), loaded.spec.compile.seed
+    job.progress.watch(distinct(engines))
     scores = (siblings or folder) / "scores"
     context = Context(engines, data, seed, folder, scores, progress, job.trust, siblings)
     progress.advance(1)
@@ -111,17 +111,6 @@ def run_stages(job: CompileJob, folder: Path, siblings: Path | None = None) -> D
     finally:
         for engine in distinct(engines):
             engine.close()
-
-
-def _check_stages(loaded: LoadedSpec) -> None:
-    """Raises InvalidError for stages that could not run, before the ones in front of them are paid for."""
-    problems = []
-    for name in dict.fromkeys(loaded.spec.compile.strategy):
-        config = getattr(loaded.spec.compile, name)
-        found = tuning_problems(loaded.spec, config) if isinstance(config, Tuning) else []
-        problems += [loaded.diagnostic(("compile", name), text) for text in found]
-    if problems:
-        raise InvalidError(problems)
 
 
 def run_folder(job: CompileJob) -> Path:
@@ -147,6 +136,7 @@ def _run_stages(context: Context, start: State) -> Done:
         seen[name] += 1
         label = name if seen[name] == 1 else f"{name}.{seen[name]}"
         folder = context.folder / f"{number}-{name}"
+        context.progress.stage(label, number, len(compile_.strategy))
         began = time.perf_counter()
         try:
             folder = _open(context, state, name, folder)

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mmc.compile.pipeline import SPLITS, CompileJob, known_gate, run_folder, stage_inputs
+from mmc.compile.pipeline import CompileJob, known_gate, run_folder, stage_inputs
 from mmc.compile.record import changed_keys, read_json
 from mmc.compile.stages import first_state, state_after
 from mmc.compile.state import Context, State, known_score
-from mmc.data import Example, load_split
+from mmc.data import SPLITS, Example, load_split
 from mmc.program.bounds import calls_of, total
 from mmc.program.graph import Program
 from mmc.search.cost import search_cost
@@ -158,7 +158,9 @@ class _Costs:
             )
             self.rests_on.append("time: nothing was measured yet; it is known once the start is scored")
         low, high = total(program.spec)
-        self.rests_on.append(f"calls: {low} to {high} a run, by the steps and program.max_calls")
+        self.rests_on.append(
+            f"calls: {low if low == high else f'{low} to {high}'} a run, by the steps and program.max_calls"
+        )
         self.prices = self._prices()
         asked = [name for name in (getattr(self.spec.compile.prompts, "proposer", None),) if name]
         asked += sorted({judge.module for judge in program.judges})

@@ -28,7 +28,9 @@ def prompts(context: Context, state: State, folder: Path) -> tuple[State, str]:
 
         def on_trial(report: TrialReport) -> None:
             context.progress.begin("prompt search", max(1, report.trials))
-            context.progress.advance(report.trial, f"round {report.round}: {report.what} {report.score.mean:.3f}")
+            context.progress.advance(
+                report.trial, f"round {report.round}: {report.what} {report.score.mean:.3f}", report.score.mean
+            )
 
         resumed, began = (folder / "search/journal.jsonl").exists(), time.perf_counter()
         result = search(
@@ -83,7 +85,7 @@ def weights(context: Context, state: State, folder: Path) -> tuple[State, str]:
 
         def on_step(report: StepReport) -> None:
             detail = f"reward {report.reward:.3f}, groups with spread {report.useful:.0%}"
-            context.progress.advance(report.step, detail)
+            context.progress.advance(report.step, detail, report.reward)
 
         result = train(
             TrainingJob(
@@ -118,7 +120,7 @@ def distill(context: Context, state: State, folder: Path) -> tuple[State, str]:
 
         def on_step(report: DistillReport) -> None:
             context.progress.begin("distill", report.steps)
-            context.progress.advance(report.step, f"loss {report.loss:.3f}")
+            context.progress.advance(report.step, f"loss {report.loss:.3f}", report.loss)
 
         result = run(
             DistillJob(

@@ -1,7 +1,8 @@
-"""An event loop in a thread of its own, for work that waits on the network.
+"""An event loop in a thread of its own.
 
-A local model decodes in the main loop and lets nothing else run there meanwhile; a request to a remote one would time out
-without its server being at fault. And connections outlive the loop of one `run_all`.
+A local model decodes in the loop that asks it and lets nothing else run there meanwhile. So what waits on the network does
+it in another: it would time out without anybody being at fault, and connections outlive the loop of one `run_all`. And
+a server puts its programs and engines into one, and answers from its own.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ T = TypeVar("T")
 class BackgroundLoop:
     """Starts at once, ends with :meth:`close` or the process. ``goodbye`` is awaited at its end."""
 
-    def __init__(self, goodbye: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, goodbye: Callable[[], Awaitable[None]] | None = None) -> None:
         self._goodbye = goodbye
         self._stop = asyncio.Event()
         started: Future[asyncio.AbstractEventLoop] = Future()
@@ -29,7 +30,8 @@ class BackgroundLoop:
     async def _live(self, started: Future[asyncio.AbstractEventLoop]) -> None:
         started.set_result(asyncio.get_running_loop())
         await self._stop.wait()
-        await self._goodbye()
+        if self._goodbye is not None:
+            await self._goodbye()
 
     async def run(self, work: Coroutine[None, None, T]) -> T:
         """Awaits ``work``, done over there; cancelled with its caller."""

@@ -7,7 +7,7 @@ program runner awaits calls, and a local engine decodes whatever all running pro
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -101,16 +101,38 @@ class Completion:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
+Watch = Callable[[str], object]
+"""Takes the next piece of a completion's text; together they are the text. An engine that knows no pieces gives one."""
+
+
+@dataclass
+class Spent:
+    """What an engine has answered since it was opened."""
+
+    tokens: int = 0
+    """Of prompts and completions."""
+    dollars: float | None = 0.0
+    """None when a price is not known."""
+
+    def add(self, completion: Completion) -> None:
+        self.tokens += completion.prompt_tokens + completion.completion_tokens
+        cost = completion.metadata.get("cost", 0.0)
+        self.dollars = None if cost is None or self.dollars is None else self.dollars + float(cost)
+
+
 class Engine(Protocol):
     """Answers requests. Implementations: one file each beside this one."""
+
+    spent: Spent
+    """What it has answered so far."""
 
     @property
     def width(self) -> int | None:
         """How many requests it takes at a time; None when it forms batches from all that wait."""
         ...
 
-    async def complete(self, request: Request) -> Completion:
-        """Answers one request; many may be awaited at the same time."""
+    async def complete(self, request: Request, watch: Watch | None = None) -> Completion:
+        """Answers one request; many may be awaited at the same time. ``watch`` hears of the text as it grows."""
         ...
 
     def client(self) -> AbstractContextManager[None]:
@@ -124,6 +146,12 @@ class Engine(Protocol):
 
     def keeping(self) -> AbstractContextManager[None]:
         """Wraps several batches of runs with the same weights, whose prompts have beginnings in common: worth keeping."""
+        ...
+
+    def serving(self) -> AbstractContextManager[None]:
+        """Wraps the life of a server: requests of different origin wait for nobody and join whatever is being decoded, so
+        batches depend on when requests come. What prompts have in common is kept, too.
+        """
         ...
 
     def elsewhere(self) -> AbstractContextManager[None]:

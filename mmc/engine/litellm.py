@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mmc.engine.answers import Answers
-from mmc.engine.base import Completion, JsonSchema, Message, Request
+from mmc.engine.base import Completion, JsonSchema, Message, Request, Watch
 from mmc.engine.remote import (
     Api,
     RemoteCalls,
@@ -37,7 +37,7 @@ class LiteLlmEngine:
     """
 
     def __init__(self, config: LiteLlmModel) -> None:
-        self._litellm = _load()
+        self._litellm = load_litellm()
         self._config = config
         self._key = expand(config.api_key) if config.api_key is not None else None
         self._base = expand(config.api_base) if config.api_base is not None else None
@@ -58,10 +58,11 @@ class LiteLlmEngine:
         )
         named = {"type": config.type, "model": config.model, "api_base": self._base}
         self._calls = RemoteCalls(api, config, Answers(named) if config.cache else None)
+        self.spent = self._calls.spent
 
     # --- the interface ---
 
-    async def complete(self, request: Request) -> Completion:
+    async def complete(self, request: Request, watch: Watch | None = None) -> Completion:
         """Answers ``request``; equal requests of one batch of runs share the answer, as equal keys draw the same tokens.
 
         Raises EnvironmentProblem for a bad key or an unknown model, RunFailure when it failed after all retries,
@@ -71,7 +72,7 @@ class LiteLlmEngine:
             raise UsageError(f"adapters need a `type: local` model; {self._config.model} is `type: litellm`")
         if request.constraint is not None and not isinstance(request.constraint, JsonSchema):
             raise UsageError(f"{self._config.model} (`type: litellm`) can be constrained to JSON alone")
-        return await self._calls.complete(request)
+        return await self._calls.complete(request, watch)
 
     @property
     def width(self) -> int:
@@ -82,6 +83,9 @@ class LiteLlmEngine:
 
     def keeping(self) -> AbstractContextManager[None]:
         return nullcontext()
+
+    def serving(self) -> AbstractContextManager[None]:
+        return self._calls.serving()
 
     def elsewhere(self) -> AbstractContextManager[None]:
         return nullcontext()
@@ -125,7 +129,7 @@ class LiteLlmEngine:
         return RunFailure(f"{name} failed: {said}")
 
 
-def _load() -> Any:
+def load_litellm() -> Any:
     """LiteLLM, quiet and without downloads of its own. Raises EnvironmentProblem when an extra is missing."""
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     try:
@@ -142,7 +146,7 @@ def _load() -> Any:
 def price_of(model: str) -> tuple[float, float] | None:
     """Dollars a prompt token and a completion token by LiteLLM's own table; None when it does not say."""
     try:
-        found = _load().get_model_info(model)
+        found = load_litellm().get_model_info(model)
     except Exception:  # LiteLLM raises a bare Exception for a model it does not know
         return None
     prices = found.get("input_cost_per_token"), found.get("output_cost_per_token")

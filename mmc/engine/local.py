@@ -3,6 +3,9 @@
 The engine decodes when every open client waits, for it or for another engine, and takes the pending requests in the order
 of their keys; so batches depend on the work alone, never on timing, unless a client waits for an engine elsewhere: then
 they depend on when its answers come. What is cached lives while any client is open, or while the caller keeps it.
+
+A server's requests come when they come: while serving, the engine waits for nobody and lets its event loop turn after each
+token, so that requests join between two.
 """
 
 from __future__ import annotations
@@ -17,9 +20,11 @@ from typing import Any
 import torch
 
 from mmc.engine.adapters import Adapters
-from mmc.engine.base import Completion, Key, Message, Request, seed_of
+from mmc.engine.base import Completion, Key, Message, Request, Spent, Watch, seed_of
 from mmc.engine.constraint import Constraints
 from mmc.engine.memory import free_bytes, total_bytes
+from mmc.engine.pieces import Pieces
+from mmc.engine.tokens import chat_ids
 from mmc.errors import EnvironmentProblem, RunFailure
 from mmc.spec.model import LocalModel
 from mmc.trie.budget import sampling_budget, training_budget
@@ -35,6 +40,7 @@ class _Pending:
     request: Request
     stream: Stream
     future: asyncio.Future[Completion]
+    pieces: Pieces | None = None
 
 
 class LocalEngine:
@@ -49,9 +55,11 @@ class LocalEngine:
         self._batch_tokens = batch_tokens or sampling_budget(self.lm, total_bytes(self.lm.device))
         # In half precision a token's log-probability depends on what else is in the batch, so sampling and training differ.
         self._exact = self.lm.head.weight.dtype == torch.float32
+        self.spent = Spent()
         self._prompts: dict[tuple[Message, ...], list[int]] = {}
         self._clients = 0
         self._keeping = 0
+        self._serving = 0
         self._elsewhere = 0
         self._blocked = 0
         self._scheduled = False
@@ -63,12 +71,12 @@ class LocalEngine:
 
     width: int | None = None
 
-    async def complete(self, request: Request) -> Completion:
+    async def complete(self, request: Request, watch: Watch | None = None) -> Completion:
         """Answers ``request``. Raises EnvironmentProblem when its adapter is unknown, RunFailure when it is too long."""
         self.adapters.check(request.adapter)
         stream = self._stream(request)
         future: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
-        pending = _Pending(request, stream, future)
+        pending = _Pending(request, stream, future, Pieces(self._text, watch) if watch is not None else None)
         self._pending.append(pending)
         self._blocked += 1
         self._wake()
@@ -102,6 +110,16 @@ class LocalEngine:
         finally:
             self._keeping -= 1
             self._forget_unused()
+
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        """Inside, a step is taken whenever anybody waits, and whoever comes joins at the next one."""
+        self._serving += 1
+        try:
+            with self.keeping():
+                yield
+        finally:
+            self._serving -= 1
 
     def _forget_unused(self) -> None:
         if self._clients == 0 and self._keeping == 0:
@@ -156,20 +174,22 @@ class LocalEngine:
             asyncio.get_running_loop().call_soon(self._turn)
 
     def _ready(self) -> bool:
-        return self._blocked > 0 and self._blocked + self._elsewhere >= self._clients
+        return self._blocked > 0 and (self._serving > 0 or self._blocked + self._elsewhere >= self._clients)
 
     def _turn(self) -> None:
-        """Decodes until something finishes; programs go on then."""
+        """Decodes until something finishes, programs go on then; for a server one step."""
         self._scheduled = False
         if not self._ready():
             return
         try:
             self._start(sorted(self._pending, key=lambda p: _sortable(p.request.key)))
             self._pending = []
-            while not self._step():
+            while not self._step() and not self._serving:
                 pass
         except Exception as error:  # whoever waits must hear of it, or would wait for ever
             self._fail(error)
+        if self._serving:
+            self._wake()
 
     def _step(self) -> bool:
         """One step of every decoder with work; whether anything finished."""
@@ -181,6 +201,9 @@ class LocalEngine:
                     if pending is not None:
                         self._answer(pending, self._completion(stream))
                         finished = True
+        for pending in self._streams.values():
+            if pending.pieces is not None:
+                pending.pieces.grow(pending.stream.ids)
         return finished or not any(self._decoders.values())
 
     def _start(self, pending: Sequence[_Pending]) -> None:
@@ -197,8 +220,11 @@ class LocalEngine:
         return PaddedDecoder(self.lm, self.stops, self._batch_tokens)
 
     def _answer(self, pending: _Pending, completion: Completion) -> None:
+        self.spent.add(completion)
         self._blocked -= 1
         if not pending.future.done():
+            if pending.pieces is not None:
+                pending.pieces.finish(completion.text)
             pending.future.set_result(completion)
 
     def _fail(self, error: Exception) -> None:
@@ -213,6 +239,7 @@ class LocalEngine:
         """A caller stopped waiting: its completion is no longer wanted."""
         known = pending in self._pending or pending in self._streams.values()
         if known:
+            pending.stream.finish = "cancelled"  # its decoder drops it at the next step
             self._blocked -= 1
             self._pending = [p for p in self._pending if p is not pending]
             for stream in [s for s, p in self._streams.items() if p is pending]:
@@ -225,9 +252,7 @@ class LocalEngine:
         if messages not in self._prompts:
             if len(self._prompts) > 50_000:
                 self._prompts.clear()
-            chat = [{"role": m.role, "content": m.content} for m in messages]
-            encoded = self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
-            self._prompts[messages] = list(encoded)
+            self._prompts[messages] = chat_ids(self.tokenizer, messages)
         return self._prompts[messages]
 
     def _stream(self, request: Request) -> Stream:
@@ -247,10 +272,13 @@ class LocalEngine:
             matcher=self._constraints.matcher(request.constraint) if request.constraint is not None else None,
         )
 
+    def _text(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
     def _completion(self, stream: Stream) -> Completion:
         shown = stream.ids[:-1] if stream.finish == "stop" else stream.ids
         return Completion(
-            text=self.tokenizer.decode(shown, skip_special_tokens=True),
+            text=self._text(shown),
             finish="stop" if stream.finish == "stop" else "length",
             prompt_ids_T=tuple(stream.prompt_ids),
             ids_T=tuple(stream.ids),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mmc.engine.answers import Answers
-from mmc.engine.base import Choice, Completion, JsonSchema, Message, Request
+from mmc.engine.base import Choice, Completion, JsonSchema, Message, Request, Watch
 from mmc.engine.http import ApiError, Http
 from mmc.engine.remote import Api, RemoteCalls, Unusable, api_seed, chat, json_format, status_mends
 from mmc.errors import EnvironmentProblem, MmcError, RunFailure, UsageError
@@ -46,8 +46,9 @@ class OpenAiEngine:
         )
         named = {"type": config.type, "model": config.model, "api_base": base}
         self._calls = RemoteCalls(api, config, Answers(named) if config.cache else None)
+        self.spent = self._calls.spent
 
-    async def complete(self, request: Request) -> Completion:
+    async def complete(self, request: Request, watch: Watch | None = None) -> Completion:
         """Answers ``request``; equal requests of one batch of runs share the answer, as equal keys draw the same tokens.
 
         Raises EnvironmentProblem for a bad key or an unknown model, RunFailure when it failed after all retries,
@@ -58,7 +59,7 @@ class OpenAiEngine:
         constraint = request.constraint
         if constraint is not None and not isinstance(constraint, JsonSchema) and self._config.structured != "vllm":
             raise UsageError(f"{self._name} can be constrained to JSON alone, unless it says `structured: vllm`")
-        return await self._calls.complete(request)
+        return await self._calls.complete(request, watch)
 
     @property
     def width(self) -> int:
@@ -69,6 +70,9 @@ class OpenAiEngine:
 
     def keeping(self) -> AbstractContextManager[None]:
         return nullcontext()
+
+    def serving(self) -> AbstractContextManager[None]:
+        return self._calls.serving()
 
     def elsewhere(self) -> AbstractContextManager[None]:
         return nullcontext()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from mmc.engine.answers import Answers
 from mmc.engine.background import BackgroundLoop
-from mmc.engine.base import Completion, Constraint, JsonSchema, Message, Request, seed_of
+from mmc.engine.base import Completion, Constraint, JsonSchema, Message, Request, Spent, Watch, seed_of
 from mmc.errors import MmcError, RunFailure
 
 if TYPE_CHECKING:
@@ -67,14 +67,21 @@ class RemoteCalls:
 
     def __init__(self, api: Api, limits: Limits, answers: Answers | None = None) -> None:
         self._api, self._limits, self._kept = api, limits, answers
+        self.spent = Spent()
         self._slots = asyncio.Semaphore(limits.concurrency)
-        self._clients = 0
+        self._clients = self._serving = 0
         self._answers: dict[Request, asyncio.Task[Completion]] = {}
         self.loop = BackgroundLoop(api.goodbye)
 
-    async def complete(self, request: Request) -> Completion:
-        """Answers ``request`` after as many attempts as it takes and is allowed; raises what ``problem`` makes of an error."""
-        return await self.loop.run(self._shared(request))
+    async def complete(self, request: Request, watch: Watch | None = None) -> Completion:
+        """Answers ``request`` after as many attempts as it takes and is allowed; raises what ``problem`` makes of an error.
+
+        ``watch`` hears of the text once it is there.
+        """
+        completion = await self.loop.run(self._shared(request))
+        if watch is not None:
+            watch(completion.text)
+        return completion
 
     @contextmanager
     def client(self) -> Iterator[None]:
@@ -86,6 +93,15 @@ class RemoteCalls:
             self._clients -= 1
             if self._clients == 0:
                 self.loop.call(self._forget)
+
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        """Inside, no answer is shared once it is there: a server never has a moment without clients to forget it in."""
+        self._serving += 1
+        try:
+            yield
+        finally:
+            self._serving -= 1
 
     def close(self) -> None:
         """Ends the loop; what still runs is cancelled."""
@@ -99,6 +115,8 @@ class RemoteCalls:
         task = self._answers.get(request)
         if task is None:
             task = self._answers[request] = asyncio.create_task(self._answer(request))
+            if self._serving:
+                task.add_done_callback(lambda _: self._answers.pop(request, None))
             if len(self._answers) > SHARED:
                 oldest = next(iter(self._answers))
                 if self._answers[oldest].done():
@@ -142,7 +160,9 @@ class RemoteCalls:
 
     async def _attempt(self, request: Request) -> Completion:
         async with self._slots, asyncio.timeout(self._limits.timeout):
-            return await self._api.attempt(request)
+            completion = await self._api.attempt(request)
+        self.spent.add(completion)
+        return completion
 
     def _mends(self, error: BaseException) -> bool:
         return isinstance(error, TimeoutError | Unusable) or self._api.mends(error)

@@ -2,7 +2,8 @@
 
 Tokens and their log-probabilities come back, so nothing is tokenized again; they are not ``exact``, and training corrects for
 the difference. An adapter is written to a folder and loaded by every server when it has changed since it was last used. What
-is constrained to a choice is drawn in this process: a choice has one way to be written here, which servers do not keep to.
+is constrained is drawn in this process: what a constraint forces has one way to be written in tokens here, which servers
+do not keep to.
 """
 
 from __future__ import annotations
@@ -24,10 +25,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from mmc.engine.base import Choice, Completion, Request
+from mmc.engine.base import Completion, Request, Watch
 from mmc.engine.http import ApiError, Http
 from mmc.engine.local import LocalEngine
-from mmc.engine.openai import structured_outputs
 from mmc.engine.remote import Api, RemoteCalls, Unusable, api_seed, status_mends
 from mmc.errors import EnvironmentProblem, MmcError, RunFailure, UsageError
 from mmc.spec.env import expand
@@ -72,28 +72,32 @@ class VllmEngine(LocalEngine):
         )
         self._calls = RemoteCalls(api, config)
 
-    async def complete(self, request: Request) -> Completion:
-        if isinstance(request.constraint, Choice):
-            return await super().complete(request)
+    async def complete(self, request: Request, watch: Watch | None = None) -> Completion:
+        if request.constraint is not None:
+            return await super().complete(request, watch)
         self.adapters.check(request.adapter)
         self._stream(request)  # too long a prompt is said here
         with self.elsewhere():
             await self._calls.loop.run(self._servers.ready(request.adapter))
-            return await self._calls.complete(request)
+            completion = await self._calls.complete(request, watch)
+        self.spent.add(completion)
+        return completion
 
     @contextmanager
     def client(self) -> Iterator[None]:
         with super().client(), self._calls.client():
             yield
 
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        with super().serving(), self._calls.serving():
+            yield
+
     def drawn(self, request: Request, ids: Sequence[int], logprobs: Sequence[float]) -> Completion:
-        """What a server drew, as this engine would have given it. Raises RunFailure where the constraint forbids it."""
+        """What a server drew, as this engine would have given it."""
         stream = self._stream(request)
         for token, logprob in zip(ids, logprobs, strict=True):
-            allowed = stream.matcher.allowed() if stream.matcher is not None else None
-            if allowed is not None and token not in allowed:
-                raise RunFailure(f"vLLM's {self.tokenizer.decode([token])!r} is not what the constraint allows here")
-            stream.take(token, logprob, allowed, self.stops)
+            stream.take(token, logprob, None, self.stops)
         return replace(self._completion(stream), exact=False)
 
     def close(self) -> None:
@@ -151,8 +155,6 @@ class _Servers:
             "logprobs": 0,
             "return_token_ids": True,
         }
-        if request.constraint is not None:
-            body["structured_outputs"] = structured_outputs(request)
         ids, logprobs = _tokens(await http.post("/completions", body))
         return self._engine.drawn(request, ids, logprobs)
 

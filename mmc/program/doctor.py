@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import mmc
-from mmc.errors import EnvironmentProblem, InvalidError
+from mmc.errors import EnvironmentProblem
 from mmc.program.check import check
 from mmc.spec.env import REFERENCE, expand
 from mmc.spec.load import LoadedSpec
@@ -22,6 +22,9 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "local": ("torch", "transformers", "peft", "llguidance", "gguf", "safetensors", "psutil"),
     "remote": ("aiohttp", "litellm", "tenacity"),
     "search": ("optuna", "gepa"),
+    "http": ("httpx", "tenacity"),
+    "mcp": ("mcp",),
+    "serve": ("fastapi", "prometheus_client", "uvicorn"),
 }
 """Extra -> the packages it brings."""
 LITTLE_DISK = 2 * 2**30
@@ -98,12 +101,9 @@ def _spec(loaded: LoadedSpec) -> Iterator[Symptom]:
     functions = [name for name, tool in loaded.spec.tools.items() if isinstance(tool, PythonTool)]
     if functions:
         yield Symptom("tools", "note", f"{', '.join(functions)} run Python of the spec's folder; that needs --trust")
-    try:
-        problems = [problem for problem in check(loaded) if problem.severity == "error"]
-    except (EnvironmentProblem, InvalidError) as error:
-        yield Symptom("spec", "missing", str(error).splitlines()[0])
-        return
-    first = f"{len(problems)} problems; see `mmc check`: {problems[0].message}" if problems else "no problem found"
+    problems = [problem for problem in check(loaded) if problem.severity == "error"]
+    count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+    first = f"{count}; see `mmc check`: {problems[0].message}" if problems else "no problem found"
     yield Symptom("spec", "missing" if problems else "ok", first)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -78,6 +79,8 @@ class _Run:
         self.program, self.engines, self.example = program, engines, example
         self.settings, self.rollout = settings, rollout
         self.total = 0
+        self.given_up: list[str] = []
+        """What was being waited for, and how long, when the run was cancelled."""
         self.leaf = _digits(rollout, settings.tree)
 
     async def go(self) -> Trajectory:
@@ -127,7 +130,8 @@ class _Run:
             return "limit", str(error), None
         except TimeoutError as error:
             limit = self.program.spec.program.timeout
-            return "timeout", str(error) or f"not done after {limit:g} seconds (program.timeout)", None
+            waited = "".join(f"; {one}" for one in self.given_up)
+            return "timeout", str(error) or f"not done after {limit:g} seconds (program.timeout){waited}", None
         except (EnvironmentProblem, UsageError):
             raise  # not this run's fault: no other run would fare better
         except Exception as error:  # a rollout: recorded, never lost
@@ -196,7 +200,8 @@ class _Run:
         branches = branch.depth < len(self.settings.tree) and self.settings.tree[branch.depth] > 1
         branch.made += 1
         branch.depth += 1
-        completion = await complete(self.engines, module.model, request)
+        with self._waits_for(f"the module {node.module}"):
+            completion = await complete(self.engines, module.model, request)
         call = Call(node.module, 0, inputs, request.messages, completion, None, path=path, branches=branches)
         try:
             outputs = reader.parse(completion.text, options)
@@ -210,13 +215,24 @@ class _Run:
     async def _tool(self, node: ToolNode, branch: _Branch) -> Any:
         arguments = {name: value(branch.variables) for name, value in node.arguments.items()}
         try:
-            result = await self.program.tools[node.tool](arguments)
+            with self._waits_for(f"the tool {node.tool}"):
+                result = await self.program.tools[node.tool](arguments)
         except Exception as error:  # a tool call: the tool is the user's code
             reason = str(error) if isinstance(error, ToolError) else f"{type(error).__name__}: {error}"
             branch.tools.append(ToolUse(node.tool, arguments, None, reason))
             raise ToolError(f"the tool {node.tool} failed: {reason}") from error
         branch.tools.append(ToolUse(node.tool, arguments, result))
         return result
+
+    @contextmanager
+    def _waits_for(self, what: str) -> Iterator[None]:
+        """Remembers what a run that is cancelled in here was waiting for."""
+        start = time.monotonic()
+        try:
+            yield
+        except asyncio.CancelledError:
+            self.given_up.append(f"{what} had not answered for {time.monotonic() - start:.1f} s")
+            raise
 
     async def _parallel(self, node: ParallelNode, branch: _Branch) -> None:
         """Branches run at once; what they set and did is merged in their order, the first failure is the run's."""

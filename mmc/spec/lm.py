@@ -57,7 +57,7 @@ class LocalModel(Keys):
     """Most distinct tokens kept in the cache at a time; more work waits its turn. As many as an eighth of the memory holds,
     at most 16384, when left out."""
     sampler: VllmSampler | None = None
-    """Who draws completions in this process's place. Those constrained to a choice are drawn here all the same."""
+    """Who draws completions in this process's place. Constrained ones are drawn here all the same."""
 
 
 class LiteLlmModel(Keys):

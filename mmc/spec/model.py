@@ -15,6 +15,7 @@ from mmc.spec.lm import LiteLlmModel, LocalModel, Model, OpenAiModel, Price, Rem
 from mmc.spec.metrics import Metric, WeightedPart
 from mmc.spec.optimizers import Clip, Distill, Grouping, Lora, MmGrpo, Teacher, Tuning
 from mmc.spec.searches import BootstrapSearch, GepaSearch, HalvingSearch, MiproSearch, PromptSearch
+from mmc.spec.tools import Bm25Tool, HttpTool, McpTool, PythonTool, Record, Tool
 
 Expression = str
 """A Jinja expression in double braces, such as ``{{ hits | length }}``, or plain text that may contain some."""
@@ -41,33 +42,6 @@ OutputType = Annotated[
     Discriminator(_output_kind),
 ]
 """`str`, `int`, `float`, `bool`, `list[str]`, ...; an enum; or an inline object of named simple types."""
-
-# --- tools --------------------------------------------------------------------------------------------------------
-
-
-class Bm25Tool(Keys):
-    """Full-text search over a JSONL corpus. Argument: `query`. Result: a list of rows, best first, each with `score`."""
-
-    type: Literal["bm25"]
-    corpus: str
-    """JSONL file, one document a line."""
-    k: int = Field(5, gt=0)
-    """How many documents a search returns."""
-    fields: list[str] = ["title", "text"]
-    """Columns of the corpus that are searched, joined with a bar."""
-
-
-class PythonTool(Keys):
-    """A Python function, sync or async, called with the step's arguments by name. Needs --trust."""
-
-    type: Literal["python"]
-    function: str = Field(pattern=r"^[\w.]+:[\w.]+$")
-    """`package.module:function`."""
-    timeout: float = Field(60.0, gt=0)
-    """Seconds after which a call counts as failed."""
-
-
-Tool = Annotated[Bm25Tool | PythonTool, Field(discriminator="type")]
 
 # --- modules ------------------------------------------------------------------------------------------------------
 
@@ -114,66 +88,83 @@ class CallStep(Keys):
     """Calls a module. Its outputs are then known under the module's name, or under `as`."""
 
     call: str
+    """Name of an entry of `modules`."""
     with_: dict[str, Any] = Field(default={}, alias="with")
     """Inputs of the module; an input that is left out is taken from the variable of the same name."""
     as_: Name | None = Field(None, alias="as")
+    """The variable that its outputs become attributes of; the module's name when left out."""
 
 
 class ToolStep(Keys):
     """Calls a tool. Its result is then known under the tool's name, or under `as`."""
 
     tool: str
+    """Name of an entry of `tools`."""
     with_: dict[str, Any] = Field(default={}, alias="with")
+    """The tool's arguments."""
     as_: Name | None = Field(None, alias="as")
+    """The variable that its result becomes; the tool's name when left out."""
 
 
 class SetStep(Keys):
     """Sets variables. All values are computed before any is set."""
 
     set: dict[Name, Any]
+    """Name and value of each variable; values may be expressions."""
 
 
 class IfStep(Keys):
     """Runs `steps` when the expression is true, `else` otherwise."""
 
     if_: Expression = Field(alias="if")
+    """The condition, as an expression."""
     steps: list[Step]
+    """What happens when it is true."""
     else_: list[Step] = Field(default=[], alias="else")
+    """What happens when it is not."""
 
 
 class RepeatStep(Keys):
     """Runs `steps` up to `repeat` times, until the expression is true after a turn."""
 
     repeat: int = Field(gt=0)
+    """Most turns."""
     until: Expression | None = None
+    """Looked at after each turn; when it is true, the loop ends."""
     steps: list[Step]
+    """What happens in a turn."""
 
 
 class ForStep(Keys):
     """Runs `steps` once for each item of a list: `for: {item: "{{ items }}"}`."""
 
     for_: dict[Name, Expression] = Field(alias="for", min_length=1, max_length=1)
+    """The variable that holds the item, and the list."""
     steps: list[Step]
+    """What happens for each item."""
 
 
 class ParallelStep(Keys):
     """Runs branches at the same time. Each sees the variables from before; what they set is merged in order."""
 
     parallel: list[list[Step]] = Field(min_length=1)
+    """The branches, each a list of steps."""
 
 
 class ReturnStep(Keys):
     """Ends the run with these outputs."""
 
     return_: dict[Name, Any] = Field(alias="return")
+    """Name and value of each output."""
 
 
-_STEP_KEYS = ("call", "tool", "set", "if", "repeat", "for", "parallel", "return")
+STEP_KEYS = ("call", "tool", "set", "if", "repeat", "for", "parallel", "return")
+"""The keys that say what a step does; it has one of them."""
 
 
 def _step_kind(value: object) -> str | None:
     keys = value.keys() if isinstance(value, dict) else [k.rstrip("_") for k in type(value).model_fields]  # type: ignore[attr-defined]
-    return next((key for key in _STEP_KEYS if key in keys), None)
+    return next((key for key in STEP_KEYS if key in keys), None)
 
 
 Step = Annotated[
@@ -237,8 +228,11 @@ class Data(Keys):
     """Where examples come from. Search and training see train, choices are made on dev, scores reported on test."""
 
     train: DataSource
+    """Rows that search and training see."""
     dev: DataSource
+    """Rows that choices are made on: candidates, checkpoints, whether a stage stays."""
     test: DataSource
+    """Rows that scores are reported on; nothing else touches them."""
 
 
 # --- compile ---------------------------------------------------------------------------------------------------------
@@ -248,13 +242,17 @@ class Compile(Keys):
     """How the program is made better."""
 
     seed: int = 0
+    """What all draws depend on: the same seed gives the same build."""
     strategy: list[Literal["prompts", "distill", "weights"]] = ["prompts", "weights"]
     """Stages, in order; each starts from what the last one left."""
     gate: bool = True
     """Whether a stage that does not help on dev is rolled back."""
     prompts: PromptSearch = HalvingSearch()
+    """The stage `prompts`: what is tried in the slots, and how it is chosen."""
     distill: Distill = Distill()
+    """The stage `distill`: learning from runs that pass."""
     weights: MmGrpo = MmGrpo()
+    """The stage `weights`: multi-module GRPO."""
 
 
 class Origin(Keys):
@@ -269,8 +267,9 @@ class Origin(Keys):
 
 
 __all__ = [
-    "BootstrapSearch", "Clip", "Distill", "GepaSearch", "Grouping", "HalvingSearch", "Keys", "LiteLlmModel", "LocalModel", "Lora",
-    "MiproSearch", "MmGrpo", "OpenAiModel", "Price", "RemoteModel", "Teacher", "Tuning", "VllmSampler",
+    "Bm25Tool", "BootstrapSearch", "Clip", "Distill", "GepaSearch", "Grouping", "HalvingSearch", "HttpTool", "Keys",
+    "LiteLlmModel", "LocalModel", "Lora", "McpTool", "MiproSearch", "MmGrpo", "OpenAiModel", "Price", "PythonTool", "Record",
+    "RemoteModel", "Teacher", "Tuning", "VllmSampler",
 ]  # fmt: skip
 """Defined beside this file, and part of what a spec is made of."""
 
@@ -283,19 +282,28 @@ class Spec(Keys):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
     """Names the build folder."""
     description: str = ""
+    """What the program does, for people."""
     models: dict[Name, Model] = Field(min_length=1)
+    """The LMs that modules, teachers and the proposer name."""
     tools: dict[Name, Tool] = {}
+    """What steps can call besides modules."""
     modules: dict[Name, Module] = Field(min_length=1)
+    """The kinds of LM calls, each with a prompt of its own."""
     program: Program
+    """What a run does, from inputs to outputs."""
     data: Data | None = None
+    """Examples: needed to compile, evaluate and render."""
     metric: Metric | None = None
+    """How good a run is, from 0 to 1: needed to compile and evaluate."""
     shaping: dict[Name, list[WeightedPart]] = {}
     """For each module, metrics of its single calls that training adds to the run's reward: `predicted` names an output or
     input of the module, `gold` a column of the data. They shape training only; scores are the metric's alone."""
     compile: Compile = Compile()
+    """The stages that make the program better, and their settings."""
     adapters: dict[Name, str] = {}
     """For each module, the folder of the adapter it runs with; written by a compile."""
     origin: Origin | None = None
+    """What a build was made from; written by a compile."""
 
 
 for _model in (IfStep, RepeatStep, ForStep, ParallelStep, Program, Spec):

@@ -58,6 +58,7 @@ def folder(tmp_path: Path, tiny_model_dir: Path) -> Path:
 
 
 def write_program(folder: Path, model: Path) -> None:
+    """Writes the program and its data into ``folder``."""
     (folder / "spec.yaml").write_text(SPEC.replace("SOURCE", str(model)))
     (folder / "query.j2").write_text("{% user %}{% slot instruction %}Write.{% endslot %} {{ question }}{% enduser %}")
     (folder / "pick.j2").write_text(

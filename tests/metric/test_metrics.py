@@ -23,6 +23,7 @@ def metric(tmp_path: Path, text: str, trust: bool = True) -> Metric:
     (tmp_path / "spec.yaml").write_text(SPEC.replace("METRIC", text))
     (tmp_path / "metric_code.py").write_text(
         "def half(outputs, example):\n    return 0.5\ndef bad(o, e):\n    return 7\n"
+        "def hang(o, e):\n    import time\n    time.sleep(2)\n"
     )
     return make_metric(load(tmp_path / "spec.yaml"), trust)
 
@@ -58,6 +59,12 @@ def test_weighted_sums_are_clipped_and_name_their_parts(tmp_path: Path) -> None:
 def test_a_metric_outside_0_and_1_fails_the_run(tmp_path: Path) -> None:
     with pytest.raises(RunFailure, match=r"gave 7, not a number in \[0, 1\]"):
         metric(tmp_path, "{type: python, function: 'metric_code:bad'}")({"x": 1}, {})
+
+
+def test_a_metric_that_hangs_fails_the_run(tmp_path: Path) -> None:
+    hanging = metric(tmp_path, "{type: python, function: 'metric_code:hang', timeout: 0.1}")
+    with pytest.raises(RunFailure, match=r"metric_code:hang gave no score within 0\.1 s"):
+        hanging({"x": 1}, {})
 
 
 def test_python_needs_trust(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ from mmc.data import Example
 from mmc.program.graph import Program
 from mmc.program.run import RunSettings, run_all
 from mmc.program.trajectory import Trajectory
+from tests.program.conftest import HEAD
 
 Build = Callable[..., Program]
 OUT = "  outputs: {out: '{{ out }}'}\n"
@@ -101,6 +103,16 @@ def test_a_tool_that_fails_is_recorded(build: Build, scripted: Any, tool: str, r
     found = go(build(f"  steps:\n    - call: echo\n    - tool: {tool}\n    - set: {{out: 1}}\n" + OUT), scripted)
     assert found.ending == "tool_failed" and reason in str(found.error)
     assert len(found.calls) == 1 and found.tools[0].error == reason
+
+
+def test_a_run_that_is_not_done_in_time_says_what_it_waited_for(build: Build, scripted: Any) -> None:
+    steps = "  timeout: 0.2\n  steps:\n    - parallel:\n      - [{tool: late}]\n      - [{tool: later}]\n    - set: {out: 1}\n"
+    late = '{type: python, function: "flow_tools:slow", timeout: 30}'
+    head = HEAD.replace("tools:\n", f"tools:\n  late: {late}\n  later: {late}\n")
+    found = go(build(steps + OUT, head), scripted)
+    assert found.ending == "timeout"
+    waited = r"; the tool late had not answered for 0\.\d s; the tool later had not answered for 0\.\d s"
+    assert re.fullmatch(r"not done after 0\.2 seconds \(program\.timeout\)" + waited, str(found.error))
 
 
 def test_the_limit_of_calls_interrupts(build: Build, scripted: Any) -> None:

@@ -1,0 +1,47 @@
+"""A build in the form that something else takes.
+
+To add a target: write a file here with a function that fills a folder from an :class:`mmc.build.export.base.ExportJob`, and
+put it into ``TARGETS``.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from mmc.build.export.base import ExportJob
+from mmc.build.export.hub import export_hub, push
+from mmc.build.export.merged import export_merged
+from mmc.build.export.vllm import export_vllm
+from mmc.errors import UsageError
+
+TARGETS: Mapping[str, Callable[[ExportJob], None]] = {
+    "vllm": export_vllm,
+    "merged": export_merged,
+    "hub": export_hub,
+}
+"""What `mmc export --to` takes -> a function that fills the job's folder."""
+
+
+def export(target: str, job: ExportJob) -> Path:
+    """Writes ``job.out`` for ``target``, whole or not at all. Raises UsageError when there is something already."""
+    if target not in TARGETS:
+        raise UsageError(f"--to {target}: there are {', '.join(TARGETS)}")
+    out = job.out.resolve()
+    if out.exists():
+        raise UsageError(f"{out} is there already; name another folder with --out, or remove it")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=".exporting-"))
+    try:
+        temporary.chmod(0o755)
+        TARGETS[target](replace(job, out=temporary))
+        temporary.rename(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return out
+
+
+__all__ = ["TARGETS", "ExportJob", "export", "push"]
