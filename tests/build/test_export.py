@@ -23,7 +23,7 @@ from mmc.program.check import check
 from mmc.program.graph import Program
 from mmc.program.run import RunSettings, run_all
 from mmc.spec import load
-from tests.compile.conftest import SPEC
+from tests.compile.conftest import SPEC, write_program
 
 
 @pytest.fixture(scope="module")
