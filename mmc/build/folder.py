@@ -106,14 +106,14 @@ def _report(job: BuildJob, manifest: Manifest, lock: dict[str, Any], final: Path
             for name, template in job.program.templates.items()
         },
         stories=[_story(stage, folder) for stage, folder in job.folders.items()],
-        before=_lines(job.stages[0].traces),
-        after=_lines(job.stages[-1].traces),
+        before=read_lines(job.stages[0].traces),
+        after=read_lines(job.stages[-1].traces),
     )
 
 
 def _story(stage: str, folder: Path) -> Story:
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    return Story(stage, _lines(folder / "training/metrics.jsonl"), result if result.get("trials") else None)
+    return Story(stage, read_lines(folder / "training/metrics.jsonl"), result if result.get("trials") else None)
 
 
 def _adapter_names(adapters: Mapping[str, Path]) -> dict[Path, str]:
@@ -147,5 +147,6 @@ def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """JSON lines; none when there is no such file."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []

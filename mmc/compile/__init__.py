@@ -7,6 +7,8 @@ pipeline  the order of things
 plan      what a compile would do and cost
 matrix    the ablation of a strategy over seeds
 progress  what is told meanwhile
+live      ... and kept in the run folder
+work      the ledger: what all of it used
 """
 
 from mmc.compile.matrix import Matrix, run_matrix

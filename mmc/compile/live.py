@@ -32,6 +32,8 @@ class KeptProgress:
     def __init__(self, folder: Path, shown: Progress) -> None:
         self.folder, self.shown = folder, shown
         self._what, self._total, self._began, self._last = "", 0, "", 0.0
+        self._first: int | None = None
+        """What was done already when the work began: it tells nothing of the rate."""
 
     def watch(self, engines: Sequence[Engine]) -> None:
         self.shown.watch(engines)
@@ -43,12 +45,13 @@ class KeptProgress:
         if (what, total) != (self._what, self._total):
             same = what == self._what  # a search corrects its total as it goes
             self._what, self._total = what, total
-            self._began = self._began if same else now()
+            self._began, self._first = (self._began, self._first) if same else (now(), None)
             self._last = 0.0
             self._write(0, "")
         self.shown.begin(what, total)
 
     def advance(self, done: int, detail: str = "", value: float | None = None) -> None:
+        self._first = done - 1 if self._first is None else self._first
         if done >= self._total or time.monotonic() - self._last >= EVERY:
             self._write(done, detail)
         self.shown.advance(done, detail, value)
@@ -60,7 +63,7 @@ class KeptProgress:
 
     def _write(self, done: int, detail: str) -> None:
         self._last = time.monotonic()
-        found = {"what": self._what, "total": self._total, "done": done, "detail": detail}
+        found = {"what": self._what, "total": self._total, "done": done, "first": self._first or 0, "detail": detail}
         write_json(self.folder / "progress.json", {**found, "began": self._began, "at": now()})
 
 

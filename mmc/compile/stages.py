@@ -136,8 +136,8 @@ def distill(context: Context, state: State, folder: Path) -> tuple[State, str]:
             )
         )
         note = f"{result.passed} of {result.runs} runs passed, on {result.covered} of {result.examples} examples"
-        usage = plain_usage(result.usage)
-        found = {"note": note, "adapters": _relative(result.adapters, folder), "usage": usage}
+        spent = {"usage": plain_usage(result.usage), "seconds_runs": round(result.seconds_runs, 1)}
+        found = {"note": note, "adapters": _relative(result.adapters, folder), **spent}
         write_json(folder / "result.json", found)
     return _loaded(context, state, state_after("distill", state, folder)), found["note"]
 

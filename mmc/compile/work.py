@@ -5,13 +5,13 @@ Read from what is kept in run folders, so it tells of the work that the result r
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mmc.build import Work
+from mmc.build.folder import read_lines
 from mmc.compile.record import read_json
 from mmc.compile.state import Scored
 from mmc.program.usage import ByModule, added, usage_from
@@ -40,9 +40,9 @@ def stage_work(name: str, folder: Path) -> list[Work]:
     found = read_json(folder / "result.json") or {}
     if name == "prompts":
         return [Work("", "search", found.get("seconds"), _read(found.get("usage")))]
-    lines = _lines(folder / "training/metrics.jsonl")
+    lines = read_lines(folder / "training/metrics.jsonl")
     if name == "distill":
-        runs = Work("", "runs to learn from", None, _read(found.get("usage")))
+        runs = Work("", "runs to learn from", found.get("seconds_runs"), _read(found.get("usage")))
         return [runs, Work("", "updates", sum(line["seconds"] for line in lines), {})]
     usages = [_read(line.get("usage")) for line in lines]
     known = [usage for usage in usages if usage is not None]
@@ -57,7 +57,3 @@ def stage_work(name: str, folder: Path) -> list[Work]:
 
 def _read(data: Mapping[str, Any] | None) -> ByModule | None:
     return None if data is None else usage_from(data)
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []

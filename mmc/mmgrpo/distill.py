@@ -73,6 +73,7 @@ class DistillResult:
     examples: int
     usage: ByModule
     """Of the runs."""
+    seconds_runs: float
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,9 @@ def distill(job: DistillJob) -> DistillResult:
     """Runs (or resumes) the stage. Raises UsageError when no run passes or no module can be trained."""
     config = job.config
     policy = make_policy(job.program, job.engines, config, job.folder.name, job.seed, job.initial)
+    began = time.perf_counter()
     runs, examples = _runs(job, policy)
+    seconds = time.perf_counter() - began
     terms = module_terms(job.program.spec, policy.names)
     chosen = passing(runs, config.threshold, config.per_example)
     lessons = [lesson for run in chosen if (lesson := _lesson(run, terms)).tokens]
@@ -122,7 +125,8 @@ def distill(job: DistillJob) -> DistillResult:
             job.on_step(report)
     passed = sum(run.ending == "done" and run.reward >= config.threshold for run in runs)
     covered = len({run.example_id for run in chosen})
-    return DistillResult(policy.save(job.folder / "final"), passed, len(runs), covered, examples, usage_by_module(runs))
+    adapters, usage = policy.save(job.folder / "final"), usage_by_module(runs)
+    return DistillResult(adapters, passed, len(runs), covered, examples, usage, seconds)
 
 
 def _runs(job: DistillJob, policy: Policy) -> tuple[list[Trajectory], int]:

@@ -3,7 +3,7 @@
 A line is a group: ``step``, ``example``, ``module``, ``index``, and ``members``, each with its rollout, reward, advantage, how
 its run ended, and its calls. Calls that no group took stand in such lines too. Each distinct message of a line is stored once
 (``messages``); a call names its prompt by number (``prompts``). So a line costs about the distinct text of its prompts and
-completions and 200 bytes a call. A text is cut at ``TEXT`` characters, and once the file holds ``LIMIT`` bytes, further lines
+completions and 300 bytes a call. A text is cut at ``TEXT`` characters, and once the file holds ``LIMIT`` bytes, further lines
 go without texts.
 """
 

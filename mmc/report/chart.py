@@ -11,8 +11,6 @@ Row = Mapping[str, Any]
 Point = tuple[float, float]
 WINDOW = 5
 """Steps that the bold line of a curve is the mean of."""
-COLOURS = 6
-"""How many series the stylesheet has colours for."""
 
 
 @dataclass(frozen=True)

@@ -91,14 +91,14 @@ def total(values: Iterable[float | None]) -> float | None:
 
 
 def totals_of(ledger: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Sums over a manifest's ledger: of all modules under the name 'all modules', then of each."""
+    """Sums over a manifest's ledger: of all modules under that name, then of each; the first alone where a part is not known."""
     keys = ("calls", "prompt_tokens", "completion_tokens", "dollars")
-    names = dict.fromkeys(name for work in ledger for name in work["modules"] or {})
-    known = all(work["modules"] is not None for work in ledger)
-    rows = {name: [w["modules"][name] for w in ledger if name in (w["modules"] or {})] for name in names}
-    every = [use for uses in rows.values() for use in uses]
-    sums = {name: {key: total(use[key] for use in uses) for key in keys} for name, uses in rows.items()}
-    return {"all modules": {key: total(use[key] for use in every) if known else None for key in keys}, **sums}
+    if any(work["modules"] is None for work in ledger):
+        return {"all modules": dict.fromkeys(keys)}
+    names = dict.fromkeys(name for work in ledger for name in work["modules"])
+    rows = {name: [work["modules"][name] for work in ledger if name in work["modules"]] for name in names}
+    every = {"all modules": [use for uses in rows.values() for use in uses], **rows}
+    return {name: {key: total(use[key] for use in uses) for key in keys} for name, uses in every.items()}
 
 
 def plain(value: Any) -> str:

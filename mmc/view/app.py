@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import urlencode
 
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.middleware.trustedhost import TrustedHostMiddleware
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
@@ -110,21 +111,9 @@ class _Pages:
             "groups": len(self._groups[stage.folder / "training/rollouts.jsonl"].all()),
         }
 
-    def groups(
-        self,
-        run: str,
-        stage: str,
-        step: str = "",
-        module: str = "",
-        example: str = "",
-        kind: str = "",
-        page: int = 1,
-    ) -> Response:
+    def groups(self, run: str, stage: str, chosen: Annotated[Filter, Depends()], page: int = 1) -> Response:
         one = self._run(run)
-        lines, chosen = (
-            self._groups[self._of(one, stage).folder / "training/rollouts.jsonl"].all(),
-            Filter(step, module, example.strip(), kind),
-        )
+        lines = self._groups[self._of(one, stage).folder / "training/rollouts.jsonl"].all()
         found = chosen.of(lines)
         return self._page(
             "groups",
@@ -137,7 +126,7 @@ class _Pages:
             examples=list(dict.fromkeys(line.summary.example for line in lines)),
             total=len(lines),
             REASONS=REASONS,
-            **_paged(found, page, {"step": step, "module": module, "example": example, "kind": kind}),
+            **_paged(found, page, asdict(chosen)),
         )
 
     def group(self, run: str, stage: str, number: int) -> Response:

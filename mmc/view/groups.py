@@ -90,13 +90,14 @@ class Filter:
 
     def of(self, groups: Sequence[Line[GroupSummary]]) -> list[Line[GroupSummary]]:
         """Those that are meant, the newest step first."""
+        example = self.example.strip()
         wanted = KINDS.get(self.kind, KINDS[""])[1]
         found = [
             line
             for line in groups
             if self.step in ("", str(line.summary.step))
             and self.module in ("", line.summary.module)
-            and self.example in ("", line.summary.example)
+            and example in ("", line.summary.example)
             and wanted(line.summary)
         ]
         return sorted(found, key=lambda line: (-line.summary.step, line.number))

@@ -175,12 +175,12 @@ def _held(lock: Path) -> bool:
 
 
 def _left(progress: Row) -> float | None:
-    done, total = int(progress["done"]), int(progress["total"])
-    if not 0 < done < total:
+    done, total, made = int(progress["done"]), int(progress["total"]), int(progress["done"]) - int(progress["first"])
+    if not made > 0 or not done < total:
         return None
     began, at = (datetime.fromisoformat(progress[key]) for key in ("began", "at"))
     late = (datetime.now(UTC) - at).total_seconds()
-    return max(0.0, (at - began).total_seconds() * (total - done) / done - late)
+    return max(0.0, (at - began).total_seconds() * (total - done) / made - late)
 
 
 def when(value: Any) -> str:

@@ -129,10 +129,10 @@ def test_texts_are_escaped_and_nothing_comes_from_elsewhere(job: ReportJob) -> N
 
 def test_what_is_not_known_is_unknown(job: ReportJob) -> None:
     sums = totals_of(job.manifest["ledger"])
-    assert sums["all modules"] == dict.fromkeys(usage(), None), "a search of unknown cost makes the sum unknown"
-    assert sums["answer"]["dollars"] == 0.0 and sums["ask"]["dollars"] is None
+    assert sums == {"all modules": dict.fromkeys(usage(), None)}, "a search of unknown cost makes the sum unknown"
     known = totals_of(job.manifest["ledger"][:1])
     assert known["all modules"]["calls"] == 20 and known["all modules"]["dollars"] is None
+    assert known["answer"]["dollars"] == 0.0 and known["ask"]["dollars"] is None
     assert (dollars(None), dollars(0.0), dollars(0.0123), dollars(12.5)) == ("unknown", "none", "$0.0123", "$12.50")
     assert (spelled(None), spelled(4.21), spelled(185), spelled(4800)) == (
         "unknown",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +17,8 @@ from mmc.spec import load
 
 from ..compile.conftest import write_program
 
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
+QUIET = "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync --no-first-run"
 OVERRIDES = ["compile.weights.steps=3", "compile.weights.grouping.select=3", "compile.gate=true"]
 
 
@@ -25,6 +29,23 @@ def compiled(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     write_program(folder, tiny_model_dir)
     compile_spec(CompileJob(load(folder / "spec.yaml", OVERRIDES), folder / "build", folder / "runs"))
     return folder
+
+
+@pytest.fixture(scope="module")
+def chromium(compiled: Path) -> Iterator[Any]:
+    """A headless browser that starts nothing of its own on the network.
+
+    Until it is closed an event loop runs in this thread, so nothing may compile meanwhile, and other modules must not share it.
+    """
+    found = os.environ.get("MMC_CHROMIUM") or next(filter(None, map(shutil.which, CHROMIUM)), None)
+    if found is None:
+        pytest.skip(f"none of {', '.join(CHROMIUM)} is on the PATH; MMC_CHROMIUM can name a browser")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=QUIET.split())
+        yield browser
+        browser.close()
 
 
 @pytest.fixture

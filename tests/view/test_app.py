@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,19 @@ def test_the_state_of_a_run(run: Path) -> None:
     (run / "run.json").unlink()
     (run / "stages.json").unlink()
     assert found.status == "unknown" and client(run.parent).get(f"/run/{run.name}").status_code == 200
+
+
+def test_the_time_left_counts_from_where_the_work_was_resumed(run: Path) -> None:
+    (found,) = find_runs(run.parent)
+    now = datetime.now(UTC)
+    about = {"what": "mmGRPO", "total": 100, "done": 60, "first": 50, "detail": "", "at": now.isoformat()}
+    (run / "progress.json").write_text(json.dumps({**about, "began": (now - timedelta(seconds=100)).isoformat()}))
+    progress = found.progress
+    assert progress is not None and 380 < progress["left"] <= 400
+    (run / "progress.json").write_text(json.dumps({**about, "done": 100, "began": now.isoformat()}))
+    assert found.progress is not None and found.progress["left"] is None
+    (run / "progress.json").write_text('{"what": ')
+    assert found.progress is None
 
 
 def test_the_cells_of_an_ablation_are_runs_too(run: Path) -> None:
