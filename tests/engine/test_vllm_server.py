@@ -35,7 +35,7 @@ def theirs() -> Iterator[VllmEngine]:
         pytest.fail("vLLM's environment is missing: run `make .peers/vllm/.ready`")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
-        options = ["--dtype", "float32", "--max-model-len", "2048"]
+        options = ["--dtype", "float32", "--max-model-len", "2048", "--enforce-eager"]  # compiling takes minutes
         sampler = {"type": "vllm", "start": str(PYTHON), "options": options}
         engine: Any = open_local(LocalModel(type="local", source=REAL_SOURCE, sampler=sampler), Path, {})
     yield engine
