@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.test_litellm import Api, Handler, api
+from tests.engine.conftest import api
+from tests.engine.remote_api import Api, Handler
 from tests.examples.pages import Page
 from tests.examples.test_specs import toy
 
