@@ -93,6 +93,7 @@ def test_the_state_of_a_run(run: Path) -> None:
     gone.wait()
     (run / "lock").write_text(str(gone.pid))
     assert found.status == "interrupted"
+    assert "goes on from where it was" in client(run.parent).get(f"/run/{run.name}").text
     (run / "lock").unlink()
     shutil.rmtree(run / "2-weights")
     assert found.waiting() == ["weights"]
