@@ -11,7 +11,7 @@ export TOKENIZERS_PARALLELISM = false
 export HF_HUB_OFFLINE ?= 1
 export PYTHONUNBUFFERED = 1
 
-.PHONY: help setup peers demo test lint slow bench results paper clean
+.PHONY: help setup peers demo test lint slow bench results paper reference clean
 
 help:
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -62,7 +62,7 @@ lint: setup ## ruff, mypy strict, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-slow: setup peers ## proofs that take long: learning on real data, killed and resumed compiles, TRL's gradients
+slow: setup peers $(VLLM)/.ready ## proofs that take long: learning on real data, killed and resumed compiles, TRL's gradients
 	$(BIN)/python -m pytest -m slow
 
 bench: setup peers $(VLLM)/.ready $(DSPY)/.ready ## the trie against padded batches, TRL, vLLM and DSPy, side by side (needs MMC_DATA; takes hours)
@@ -71,12 +71,17 @@ bench: setup peers $(VLLM)/.ready $(DSPY)/.ready ## the trie against padded batc
 	$(BIN)/python tests/bench/classify.py
 	$(BIN)/python tests/bench/grpo_step.py
 	$(BIN)/python tests/bench/serve.py
+	$(BIN)/python tests/bench/runner.py
 
 results: setup ## learning on public data over three seeds, and the tree against the paper; hours, resumable
 	$(BIN)/python tests/bench/results.py
 
 paper: setup $(VLLM)/.ready $(DSPY)/.ready ## the paper's three tasks: prompts, weights, both; hours, resumable
 	$(BIN)/python tests/bench/paper.py
+
+reference: setup ## write examples/reference and the schema beside the specs anew, from docstrings and help texts
+	$(BIN)/python -m mmc.cli.reference examples/reference
+	$(BIN)/mmc schema > specs/mmc.schema.json
 
 clean: ## remove what setup, peers, demo and test made
 	rm -rf $(VENV) .peers .mmc build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info

@@ -15,8 +15,10 @@ Everything else that escapes is a bug: the command line writes a crash log and e
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 
@@ -34,10 +36,12 @@ class Diagnostic:
     hint: str = ""
     severity: Literal["error", "warning"] = "error"
     source: str = ""
+    cause: Literal["file", "environment"] = "file"
+    """Whether what is wrong is in the file, or something that this machine lacks."""
 
     def render(self) -> str:
         """``file:line:col: error: message``, then the line and a caret, then the hint."""
-        where = self.file
+        where = shown(self.file)
         if self.line:
             where += f":{self.line}:{self.column}" if self.column else f":{self.line}"
         lines = [f"{where}: {self.severity}: {self.message}"]
@@ -62,6 +66,12 @@ class Diagnostic:
         place += [f"col={self.column}"] if self.column else []
         text = f"{self.message} {self.hint}".strip()
         return f"::{self.severity} {','.join(place)}::{escaped(text)}"
+
+
+def shown(file: str) -> str:
+    """A file's path as short as it can be said: from the working folder on, where it lies below that."""
+    below = os.path.relpath(file) if Path(file).is_absolute() else file
+    return file if below.startswith("..") else below
 
 
 class MmcError(Exception):

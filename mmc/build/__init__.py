@@ -11,6 +11,6 @@ example   the examples that come with mmc, as somebody's own project
 """
 
 from mmc.build.folder import BuildJob, write_build
-from mmc.build.manifest import Manifest, StageScore
+from mmc.build.manifest import Manifest, StageScore, Work
 
-__all__ = ["BuildJob", "Manifest", "StageScore", "write_build"]
+__all__ = ["BuildJob", "Manifest", "StageScore", "Work", "write_build"]

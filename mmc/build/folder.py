@@ -6,16 +6,18 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mmc.build.card import adapter_card
 from mmc.build.lock import make_lock, sha256_of
-from mmc.build.manifest import Manifest, StageScore, make_manifest
+from mmc.build.machine import machine
+from mmc.build.manifest import Manifest, StageScore, Work, stage_entries, work_entries
 from mmc.build.program import program_text, template_files
 from mmc.data import Example, fingerprint
 from mmc.program.graph import Program
+from mmc.report import ReportJob, Story, report_html
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,9 @@ class BuildJob:
     data: Mapping[str, Sequence[Example]]
     stages: tuple[StageScore, ...]
     out: Path
-    metrics: tuple[Path, ...] = ()
-    """metrics.jsonl of every weights stage."""
+    folders: Mapping[str, Path] = field(default_factory=dict)
+    """Stage -> the folder with its result and curves."""
+    ledger: Sequence[Work] = ()
 
 
 def write_build(job: BuildJob) -> Path:
@@ -61,12 +64,21 @@ def _fill(job: BuildJob, folder: Path, final: Path) -> None:
     stage = next((s.stage for s in reversed(job.stages) if s.kept), "start")
     text = program_text(job.program, final, templates, adapters, stage)
     (folder / "program.yaml").write_text(text, encoding="utf-8")
-    _write_json(folder / "mmc.lock", make_lock(job.program, job.data, hashes))
+    lock = make_lock(job.program, job.data, hashes)
+    _write_json(folder / "mmc.lock", lock)
     spec = job.program.spec
-    manifest = make_manifest(spec.name, final.name, spec.metric.type if spec.metric else "none", job.stages)
+    manifest = Manifest(
+        name=spec.name,
+        version=final.name,
+        metric=spec.metric.type if spec.metric else "none",
+        stages=stage_entries(job.stages),
+        ledger=work_entries(job.ledger),
+        machine=machine(),
+    )
     _write_json(folder / "manifest.json", manifest.model_dump(mode="json"))
     _write_json(folder / "scores.json", _scores(job))
-    _write_report(job, manifest, folder, final)
+    page = report_html(_report(job, manifest, lock, final))
+    (folder / "report.html").write_text(page, encoding="utf-8")
 
 
 def _scores(job: BuildJob) -> dict[str, Any]:
@@ -80,26 +92,28 @@ def _scores(job: BuildJob) -> dict[str, Any]:
     }
 
 
-def _write_report(job: BuildJob, manifest: Manifest, folder: Path, final: Path) -> None:
-    from mmc.report import ReportJob, report_html
-
-    originals = {name: job.program.loaded.resolve(m.template) for name, m in job.program.spec.modules.items()}
-    prompts = {
-        name: (originals[name].read_text(encoding="utf-8"), template.source)
-        for name, template in job.program.templates.items()
-    }
-    page = report_html(
-        ReportJob(
-            title=f"{manifest.name} {manifest.version}",
-            build=final,
-            stages=[entry.model_dump() for entry in manifest.stages],
-            prompts=prompts,
-            metrics=[_lines(file) for file in job.metrics],
-            before=_lines(job.stages[0].traces),
-            after=_lines(job.stages[-1].traces),
-        )
+def _report(job: BuildJob, manifest: Manifest, lock: dict[str, Any], final: Path) -> ReportJob:
+    spec = job.program.spec
+    originals = {name: job.program.loaded.resolve(module.template) for name, module in spec.modules.items()}
+    return ReportJob(
+        title=f"{manifest.name} {manifest.version}",
+        build=final,
+        manifest=manifest.model_dump(),
+        lock=lock,
+        inputs=list(spec.program.inputs),
+        prompts={
+            name: (originals[name].read_text(encoding="utf-8"), template.source)
+            for name, template in job.program.templates.items()
+        },
+        stories=[_story(stage, folder) for stage, folder in job.folders.items()],
+        before=_lines(job.stages[0].traces),
+        after=_lines(job.stages[-1].traces),
     )
-    (folder / "report.html").write_text(page, encoding="utf-8")
+
+
+def _story(stage: str, folder: Path) -> Story:
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    return Story(stage, _lines(folder / "training/metrics.jsonl"), result if result.get("trials") else None)
 
 
 def _adapter_names(adapters: Mapping[str, Path]) -> dict[Path, str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from mmc.data import Example, fingerprint
 from mmc.program.graph import Program
-from mmc.spec.model import Bm25Tool, LiteLlmModel
+from mmc.spec.model import Bm25Tool, RemoteModel
 
 PACKAGES = (
     "mmc",
@@ -21,6 +21,7 @@ PACKAGES = (
     "tokenizers",
     "safetensors",
     "llguidance",
+    "aiohttp",
     "litellm",
     "optuna",
     "gepa",
@@ -58,8 +59,8 @@ def _model(program: Program, name: str) -> dict[str, str]:
     config = program.spec.models[name]
     if all(module.model != name for module in program.spec.modules.values()):
         return {"source": "unused"}
-    if isinstance(config, LiteLlmModel):
-        return {"source": f"litellm:{config.model}"}
+    if isinstance(config, RemoteModel):
+        return {"source": f"{config.type}:{config.model}"}
     sources = [config.source] if isinstance(config.source, str) else config.source
     weights = find(sources, program.loaded.resolve)
     return {"source": weights.source, "revision": weights.revision}

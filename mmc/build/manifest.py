@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from mmc.metric import paired
+from mmc.program.usage import ByModule
 
 SCHEMA_VERSION: Literal[1] = 1
 
@@ -33,6 +34,16 @@ class StageScore:
     traces: Path
     parts: Mapping[str, float] = field(default_factory=dict)
     """Means of the named parts of a combined metric."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One piece of work of a compile: what it used by module (None: not known), and how long it took (None: not known)."""
+
+    stage: str
+    what: str
+    seconds: float | None
+    modules: ByModule | None
 
 
 class Difference(BaseModel):
@@ -63,6 +74,26 @@ class StageEntry(BaseModel):
     parts: dict[str, float] = {}
 
 
+class UsageEntry(BaseModel):
+    """What one module's calls used. ``dollars``: what providers billed; null when a price is not known."""
+
+    model_config = ConfigDict(extra="forbid")
+    calls: int
+    prompt_tokens: int
+    completion_tokens: int
+    dollars: float | None
+
+
+class WorkEntry(BaseModel):
+    """One piece of work in the ledger; null: not known."""
+
+    model_config = ConfigDict(extra="forbid")
+    stage: str
+    what: str
+    seconds: float | None
+    modules: dict[str, UsageEntry] | None
+
+
 class Manifest(BaseModel):
     """manifest.json."""
 
@@ -72,10 +103,14 @@ class Manifest(BaseModel):
     version: str
     metric: str
     stages: list[StageEntry]
+    ledger: list[WorkEntry] = []
+    """What each stage and scoring used, by module, and how long it took."""
+    machine: dict[str, str] = {}
+    """What the compile ran on."""
 
 
-def make_manifest(name: str, version: str, metric: str, stages: Sequence[StageScore]) -> Manifest:
-    """The manifest of a build."""
+def stage_entries(stages: Sequence[StageScore]) -> list[StageEntry]:
+    """The stages as the manifest has them; the first is the start."""
     start = stages[0]
     entries = []
     for stage in stages:
@@ -97,4 +132,17 @@ def make_manifest(name: str, version: str, metric: str, stages: Sequence[StageSc
                 parts=dict(stage.parts),
             )
         )
-    return Manifest(name=name, version=version, metric=metric, stages=entries)
+    return entries
+
+
+def work_entries(ledger: Sequence[Work]) -> list[WorkEntry]:
+    """The ledger as the manifest has it."""
+    return [
+        WorkEntry(
+            stage=work.stage,
+            what=work.what,
+            seconds=None if work.seconds is None else round(work.seconds, 1),
+            modules=None if work.modules is None else {n: UsageEntry(**asdict(u)) for n, u in work.modules.items()},
+        )
+        for work in ledger
+    ]

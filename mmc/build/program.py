@@ -10,7 +10,7 @@ from pathlib import Path
 from mmc.program.graph import Program
 from mmc.spec import rewrite
 from mmc.spec.marks import KeyPath
-from mmc.spec.model import Bm25Tool, EnumType, LiteLlmModel, Spec
+from mmc.spec.model import Bm25Tool, EnumType, RemoteModel, Spec
 
 
 def template_files(program: Program) -> dict[str, dict[str, str]]:
@@ -60,7 +60,7 @@ def _moved(value: str, old: Path, new: Path) -> str:
 def spec_paths(spec: Spec, templates: bool = False) -> Iterator[tuple[KeyPath, str]]:
     """Every value of a spec that may be a relative path, with where it stands; the modules' templates if asked for."""
     for name, model in spec.models.items():
-        if isinstance(model, LiteLlmModel):
+        if isinstance(model, RemoteModel):
             continue
         if isinstance(model.source, str):
             yield ("models", name, "source"), model.source

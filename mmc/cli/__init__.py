@@ -7,9 +7,13 @@ found work to do, 100 a quality gate of `eval` failed, 130 interrupted.
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from typing import NoReturn
+
+COMPLETING = "_MMC_COMPLETE"
+"""Set by a shell that asks how a command line may go on."""
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -22,23 +26,24 @@ def execute(arguments: list[str]) -> int:
     import typer
     from typer.exceptions import TyperException
 
-    from mmc.cli.app import app
+    from mmc.cli.app import command_group
     from mmc.cli.crash import write_crash_log
     from mmc.errors import MmcError
 
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
-    if not arguments:
+    if not arguments and COMPLETING not in os.environ:
         execute(["--help"])
         return 2
     try:
-        code = typer.main.get_command(app).main(args=arguments, prog_name="mmc", standalone_mode=False)
+        code = command_group().main(args=arguments, prog_name="mmc", standalone_mode=False)
         return _interrupted(arguments) if code == 130 else code if isinstance(code, int) else 0
     except typer.Exit as stop:
         return stop.exit_code
     except (typer.Abort, KeyboardInterrupt):
         return _interrupted(arguments)
     except TyperException as error:
-        print(f"error: {error}\nsee `mmc --help` and `mmc COMMAND --help`", file=sys.stderr)
+        known = arguments and arguments[0] in command_group().commands
+        print(f"error: {error.format_message()}\nsee: mmc {f'{arguments[0]} ' if known else ''}--help", file=sys.stderr)
         return 2
     except MmcError as error:
         print(_worded(error), file=sys.stderr)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from mmc.cli.common import SetOption, SpecArgument
+from mmc.cli.common import SetOption, SpecArgument, counted
 
 if TYPE_CHECKING:
     from mmc.errors import Diagnostic
@@ -18,33 +19,40 @@ if TYPE_CHECKING:
 def check_command(
     spec: SpecArgument,
     format_: Annotated[
-        Literal["text", "github"], typer.Option("--format", help="github: marks lines in a pull request.")
+        Literal["text", "github"],
+        typer.Option("--format", help="text for people; github marks lines in a pull request."),
     ] = "text",
     set_: SetOption = [],  # noqa: B006  typer copies it
 ) -> None:
-    """Check a spec, its templates and its data files; say every problem at once."""
+    """Say every problem of a spec, its templates and its data.
+
+    Each with file, line and column, and what to do; all at once.
+    """
     from mmc.errors import InvalidError
-    from mmc.program.check import check
-    from mmc.spec import load
+    from mmc.program.check import check, untunable
+    from mmc.spec.load import survey
 
     try:
-        loaded = load(spec, set_)
+        loaded, shape = survey(spec, set_)
     except InvalidError as error:
-        if format_ == "text" or not error.diagnostics[0].file:
+        if not error.diagnostics[0].file:
             raise
-        _print(error.diagnostics, format_)
-        raise typer.Exit(3) from None
-    found = check(loaded)
-    _print(found, format_)
-    errors = sum(p.severity == "error" for p in found)
+        loaded, shape = None, error.diagnostics
+    found = set(shape)
+    if loaded is not None:
+        found.update(check(loaded))
+        if "compile" in loaded.spec.model_fields_set and all(problem.severity == "warning" for problem in found):
+            found.update(untunable(loaded))
+    _print(sorted(found), format_)
+    errors = [problem for problem in found if problem.severity == "error"]
     if errors:
-        print(f"{errors} error{'s' if errors > 1 else ''}", file=sys.stderr)
-        raise typer.Exit(3)
-    counts = f"{len(loaded.spec.modules)} modules, {len(loaded.spec.tools)} tools"
-    print(f"{spec}: ok ({counts})")
+        print(counted(len(errors), "error"), file=sys.stderr)
+        raise typer.Exit(4 if all(problem.cause == "environment" for problem in errors) else 3)
+    assert loaded is not None
+    print(f"{spec}: ok ({counted(len(loaded.spec.modules), 'module')}, {counted(len(loaded.spec.tools), 'tool')})")
 
 
-def _print(found: tuple[Diagnostic, ...], format_: str) -> None:
+def _print(found: Sequence[Diagnostic], format_: str) -> None:
     for problem in found:
         if format_ == "github":
             # The workflow's own output, relative to where it runs.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mmc.cli.common import JsonOption, SetOption, SpecArgument, TrustOption, print_json
+from mmc.cli.common import JsonOption, SetOption, SpecArgument, TrustOption, print_json, warn
 from mmc.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,7 +29,10 @@ def compile_command(
     set_: SetOption = [],  # noqa: B006
     trust: TrustOption = False,
 ) -> None:
-    """Search prompts and train weights as the spec says; write a build. Run it again to resume."""
+    """Search prompts and train weights; write a build.
+
+    As the spec says under `compile`. Interrupted, the same command goes on where it was.
+    """
     from mmc.cli.progress import make_progress
     from mmc.compile import CompileJob, compile_spec, run_matrix
     from mmc.spec import load
@@ -37,6 +40,7 @@ def compile_command(
     if seeds > 1 and not matrix:
         raise UsageError("--seeds does nothing without --matrix")
     loaded = load(spec, set_)
+    warn(loaded)
     with make_progress() as progress:
         job = CompileJob(loaded, out, runs, trust, progress)
         if matrix:

@@ -9,17 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mmc.cli.common import JsonOption, print_json
+from mmc.cli.common import JsonOption, complete_spec, print_json
 
 if TYPE_CHECKING:
     from mmc.build.diff import Difference, Piece
 
-Place = Annotated[Path, typer.Argument(help="A spec file, or a build folder.")]
+Place = Annotated[Path, typer.Argument(help="A spec file, or a build folder.", autocompletion=complete_spec)]
 STYLES = {"added": "green", "removed": "red"}
 
 
 def diff_command(before: Place, after: Place, json_: JsonOption = False) -> None:
-    """Compare two specs or builds: keys, words of prompts, scores on the same examples, adapters."""
+    """Say what differs between two specs or builds.
+
+    Keys, words of prompts, scores on the same examples, adapters.
+    """
     from mmc.build.diff import diff
 
     found = diff(before, after)
@@ -48,7 +51,7 @@ def _print(found: Difference) -> None:
     if found.adapters:
         out.print()
     for change in found.adapters:
-        out.print(Text(f"adapter of {change.key}: {_value(change.before)} -> {_value(change.after)}"))
+        out.print(Text(f"adapter of {change.key}: {_adapter(change.before)} -> {_adapter(change.after)}"))
     if found.scores is not None:
         score, gain = found.scores, found.scores.gain
         what = "score, from the build's own start" if score.own_start else "score"
@@ -71,6 +74,13 @@ def _marked(pieces: tuple[Piece, ...]) -> Any:
         left, right = marks[kind]
         text.append(f"{left}{piece}{right}", style=STYLES.get(kind))
     return text
+
+
+def _adapter(value: Any) -> str:
+    """An adapter in few words; --json has the whole hash."""
+    if not isinstance(value, dict):
+        return _value(value)
+    return ", ".join(f"{key} {str(one)[:12]}" for key, one in value.items() if one is not None)
 
 
 def _value(value: Any) -> str:

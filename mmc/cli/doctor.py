@@ -8,15 +8,21 @@ from typing import Annotated
 
 import typer
 
-from mmc.cli.common import JsonOption, SetOption, print_json
+from mmc.cli.common import JsonOption, SetOption, complete_spec, print_json
 
 
 def doctor_command(
-    spec: Annotated[Path | None, typer.Argument(metavar="[SPEC]", help="Look for what this spec needs, too.")] = None,
+    spec: Annotated[
+        Path | None,
+        typer.Argument(metavar="[SPEC]", help="Look for what this spec needs, too.", autocompletion=complete_spec),
+    ] = None,
     json_: JsonOption = False,
     set_: SetOption = [],  # noqa: B006
 ) -> None:
-    """Say what this machine has: versions, extras, device, memory; with a spec, its models, keys and files."""
+    """Say what this machine has, and what a spec would miss.
+
+    Versions, extras, device, memory; with a spec its models, keys and files. Nothing is downloaded.
+    """
     from mmc.program.doctor import doctor
     from mmc.spec import load
 

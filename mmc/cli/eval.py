@@ -8,13 +8,13 @@ from typing import Annotated
 
 import typer
 
-from mmc.cli.common import JsonOption, SetOption, SpecArgument, TrustOption, print_json, split_name
+from mmc.cli.common import JsonOption, SetOption, SpecArgument, TrustOption, complete_split, print_json, split_name
 from mmc.errors import InvalidError
 
 
 def eval_command(
     spec: SpecArgument,
-    split: Annotated[str, typer.Option(help="train, dev or test.")] = "dev",
+    split: Annotated[str, typer.Option(help="train, dev or test.", autocompletion=complete_split)] = "dev",
     limit: Annotated[int | None, typer.Option(min=1, help="At most this many examples.")] = None,
     fail_under: Annotated[
         float | None, typer.Option(min=0, max=1, help="Exit with 100 when the score is lower.")
@@ -26,7 +26,10 @@ def eval_command(
     set_: SetOption = [],  # noqa: B006
     trust: TrustOption = False,
 ) -> None:
-    """Score a program greedily on a split of its data, with a 95% interval."""
+    """Score a program on a split of its data.
+
+    Greedily, with a 95% interval.
+    """
     from mmc.build.baseline import against
     from mmc.cli.progress import make_progress
     from mmc.data import load_split
@@ -58,7 +61,7 @@ def eval_command(
             progress.advance(done)
 
         seed = program.spec.compile.seed
-        result = evaluate(program, engines, examples, RunSettings("eval", 0, seed, 0.0), on_done)
+        result = evaluate(program, engines, examples, RunSettings("eval", 0, seed, 0.0), on_done, traces=False)
     found = result.interval
     gain = against(baseline, examples, result.scores) if baseline is not None else None
     failed = [f"the score is lower than {fail_under:g}"] if fail_under is not None and found.mean < fail_under else []

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mmc.cli.common import JsonOption, SetOption, SpecArgument, TrustOption, print_json
+from mmc.cli.common import JsonOption, SetOption, SpecArgument, TrustOption, print_json, warn
 from mmc.cli.progress import duration
 
 if TYPE_CHECKING:
@@ -26,12 +26,17 @@ def plan_command(
     set_: SetOption = [],  # noqa: B006
     trust: TrustOption = False,
 ) -> None:
-    """Say what a compile would do: stages done, stale or to do and why, with runs, calls, tokens, dollars and time."""
+    """Say what a compile would do, why, and what it costs.
+
+    Stages done, stale or to do, with runs, calls, tokens, dollars and time, and what these rest on.
+    """
     from mmc.compile import CompileJob
     from mmc.compile.plan import make_plan
     from mmc.spec import load
 
-    plan = make_plan(CompileJob(load(spec, set_), out, runs, trust))
+    loaded = load(spec, set_)
+    warn(loaded)
+    plan = make_plan(CompileJob(loaded, out, runs, trust))
     if json_:
         print_json({**asdict(plan), "work": plan.work})
     else:

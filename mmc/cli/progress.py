@@ -1,4 +1,4 @@
-"""Progress on stderr: a live bar on a terminal, plain lines otherwise."""
+"""Progress on stderr: a live panel on a terminal, plain lines otherwise."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rich.progress import Progress as RichProgress
+    from collections.abc import Sequence
+
+    from mmc.cli.panel import Panel
+    from mmc.engine.base import Engine
 
 PLAIN_SECONDS = 5.0
 """At most one plain line in this time, but for the last one of a piece of work."""
@@ -29,6 +32,12 @@ class PlainProgress:
     ) -> None:
         pass
 
+    def watch(self, engines: Sequence[Engine]) -> None:
+        pass
+
+    def stage(self, name: str, number: int, stages: int) -> None:
+        pass
+
     def begin(self, what: str, total: int) -> None:
         if (what, total) == (self._what, self._total):
             return
@@ -36,7 +45,7 @@ class PlainProgress:
         self._start, self._last = time.monotonic(), 0.0
         print(f"{what} ...", file=sys.stderr, flush=True)
 
-    def advance(self, done: int, detail: str = "") -> None:
+    def advance(self, done: int, detail: str = "", value: float | None = None) -> None:
         now = time.monotonic()
         # A resumed piece of work does not begin at 0: what was there already tells nothing of the rate.
         self._begun_at = done - 1 if self._begun_at is None else self._begun_at
@@ -57,57 +66,16 @@ class PlainProgress:
         print(line, file=sys.stderr, flush=True)
 
 
-class LiveProgress:
-    """A rich progress bar with rate and time left."""
+def make_progress() -> PlainProgress | Panel:
+    """The live panel on a terminal that can redraw lines, plain lines otherwise."""
+    if not sys.stderr.isatty():
+        return PlainProgress()
+    from rich.console import Console
 
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
+    from mmc.cli.panel import Panel
 
-        self._bars: RichProgress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[detail]}"),
-            console=Console(stderr=True),
-        )
-        self._task, self._what = None, ("", 0)
-
-    def __enter__(self) -> LiveProgress:
-        self._bars.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bars.stop()
-
-    def begin(self, what: str, total: int) -> None:
-        if (what, total) != self._what:
-            self._what = (what, total)
-            self._task = self._bars.add_task(what, total=total, detail="")  # type: ignore[assignment]
-
-    def advance(self, done: int, detail: str = "") -> None:
-        if self._task is not None:
-            self._bars.update(self._task, completed=done, detail=detail[:60])
-
-    def say(self, line: str) -> None:
-        self._bars.console.print(line, highlight=False, markup=False)
-
-
-def make_progress() -> PlainProgress | LiveProgress:
-    """The live bar when stderr is a terminal, plain lines otherwise."""
-    return LiveProgress() if sys.stderr.isatty() else PlainProgress()
+    console = Console(stderr=True)
+    return PlainProgress() if console.is_dumb_terminal else Panel(console)
 
 
 def duration(seconds: float) -> str:

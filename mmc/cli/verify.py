@@ -8,13 +8,17 @@ from typing import Annotated
 
 import typer
 
-from mmc.cli.common import JsonOption, print_json
+from mmc.cli.common import JsonOption, complete_spec, print_json
 
 
 def verify_command(
-    build: Annotated[Path, typer.Argument(metavar="BUILD", help="A build folder.")], json_: JsonOption = False
+    build: Annotated[Path, typer.Argument(metavar="BUILD", help="A build folder.", autocompletion=complete_spec)],
+    json_: JsonOption = False,
 ) -> None:
-    """Compare a build's templates, adapters, corpora and data with the hashes in its mmc.lock."""
+    """Say whether a build is what its lock says.
+
+    Its templates, adapters, corpora and data are compared with the hashes in mmc.lock.
+    """
     from mmc.build.verify import verify
 
     found = verify(build)

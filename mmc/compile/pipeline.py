@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmc.build import BuildJob, StageScore, write_build
+from mmc.build import BuildJob, StageScore, Work, write_build
+from mmc.compile.live import KeptProgress, begin_run, end_run, tell_stages
 from mmc.compile.progress import Progress, Silent
 from mmc.compile.record import digest, finished_stage, locked, open_stage, read_json, write_json
 from mmc.compile.stages import STAGES, load_first
-from mmc.compile.state import Context, State, known_score, score
-from mmc.data import Example, SplitName, load_split
+from mmc.compile.state import Context, Scored, State, known_score, score
+from mmc.compile.work import WorkLedger
+from mmc.data import SPLITS, Example, load_split
 from mmc.engine import open_engines
 from mmc.engine.base import distinct
 from mmc.errors import InvalidError
 from mmc.metric import paired
+from mmc.program.check import untunable
 from mmc.program.graph import Program
 from mmc.prompt import Template
 from mmc.spec import load
 from mmc.spec.load import LoadedSpec
-from mmc.spec.model import Teacher, Tuning
-from mmc.spec.tuning import tuning_problems
-
-SPLITS: tuple[SplitName, ...] = ("train", "dev", "test")
+from mmc.spec.model import Teacher
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ def compile_spec(job: CompileJob) -> CompileResult:
     with locked(folder):
         done = run_stages(job, folder)
         build = _build(job, done) if done.failure is None or any(s.kept for s in done.stages[1:]) else None
+        end_run(folder, build=None if build is None else str(build))
     if done.failure is not None:
         if build is not None:
             job.progress.say(f"what was reached before the failure is kept: {build}")
@@ -74,6 +75,9 @@ class Done:
     stages: list[StageScore]
     failure: Exception | None
     """What ended a stage; those before it are whole."""
+    folders: Mapping[str, Path]
+    """Stage -> where its result and its curves are."""
+    ledger: Sequence[Work]
 
 
 def run_stages(job: CompileJob, folder: Path, siblings: Path | None = None) -> Done:
@@ -84,33 +88,29 @@ def run_stages(job: CompileJob, folder: Path, siblings: Path | None = None) -> D
     loaded = job.loaded
     if loaded.spec.data is None or loaded.spec.metric is None:
         raise InvalidError([loaded.diagnostic((), "compiling needs `data` and `metric`", "add both to the spec")])
-    _check_stages(loaded)
+    if problems := untunable(loaded):  # before the stages in front of these are paid for
+        raise InvalidError(problems)
     program = Program.build(loaded, job.trust)
     data: dict[str, Sequence[Example]] = {split: load_split(loaded, split) for split in SPLITS}
-    job.progress.say(f"run folder: {folder} (an interrupted compile goes on from there)")
-    job.progress.begin("loading the model", 1)
+    begin_run(folder, program, job.out, {split: len(rows) for split, rows in data.items()})
+    progress = KeptProgress(folder, job.progress)
+    progress.say(f"run folder: {folder} (an interrupted compile goes on from there)")
+    progress.begin("loading the model", 1)
     proposer = getattr(loaded.spec.compile.prompts, "proposer", None)
     asked = [proposer] if proposer and "prompts" in loaded.spec.compile.strategy else []
     engines, seed = open_engines(loaded, asked), loaded.spec.compile.seed
+    job.progress.watch(distinct(engines))
     scores = (siblings or folder) / "scores"
-    context = Context(engines, data, seed, folder, scores, job.progress, job.trust, siblings)
-    job.progress.advance(1)
+    context = Context(engines, data, seed, folder, scores, progress, job.trust, siblings)
+    progress.advance(1)
     try:
-        return _run_stages(context, load_first(context, program))
+        done = _run_stages(context, load_first(context, program))
+        failed = done.failure is not None
+        end_run(folder, state="failed" if failed else "done", error=str(done.failure) if failed else None)
+        return done
     finally:
         for engine in distinct(engines):
             engine.close()
-
-
-def _check_stages(loaded: LoadedSpec) -> None:
-    """Raises InvalidError for stages that could not run, before the ones in front of them are paid for."""
-    problems = []
-    for name in dict.fromkeys(loaded.spec.compile.strategy):
-        config = getattr(loaded.spec.compile, name)
-        found = tuning_problems(loaded.spec, config) if isinstance(config, Tuning) else []
-        problems += [loaded.diagnostic(("compile", name), text) for text in found]
-    if problems:
-        raise InvalidError(problems)
 
 
 def run_folder(job: CompileJob) -> Path:
@@ -121,25 +121,37 @@ def run_folder(job: CompileJob) -> Path:
 
 def _run_stages(context: Context, start: State) -> Done:
     compile_ = start.program.spec.compile
-    state, stages = start, [_scored(context, start, "start", "the spec as it is", kept=True)]
+    ledger, stages, folders = WorkLedger(), list[StageScore](), dict[str, Path]()
+    state = start
+
+    def after_stage(label: str, note: str, kept: bool = True, seconds: float = 0.0) -> None:
+        found = score(context, state, "test", label)
+        ledger.scored(label, "test", found)
+        stages.append(_stage_score(context, found, label, note, (kept, seconds)))
+        tell_stages(context.folder, stages)
+
+    after_stage("start", "the spec as it is")
     seen: Counter[str] = Counter()
     for number, name in enumerate(compile_.strategy, 1):
         seen[name] += 1
         label = name if seen[name] == 1 else f"{name}.{seen[name]}"
         folder = context.folder / f"{number}-{name}"
+        context.progress.stage(label, number, len(compile_.strategy))
         began = time.perf_counter()
         try:
             folder = _open(context, state, name, folder)
             after, note = STAGES[name](context, state, folder)
-            kept, verdict = _gate(context, (state, after), label, folder) if compile_.gate else (True, "")
+            folders[label] = folder
+            ledger.stage(label, name, folder)
+            kept, verdict = _gate(context, (state, after), label, folder, ledger) if compile_.gate else (True, "")
         except Exception as error:  # whatever it is, the stages before it are not lost
             context.progress.say(f"{label} failed")
-            return Done(context, state, stages, error)
+            return Done(context, state, stages, error, folders, ledger.entries)
         state = after if kept else state
         text = "; ".join(part for part in (note, verdict) if part)
         seconds = _seconds(folder, time.perf_counter() - began)
-        stages.append(_scored(context, state, label, text, kept, seconds))
-    return Done(context, state, stages, None)
+        after_stage(label, text, kept, seconds)
+    return Done(context, state, stages, None, folders, ledger.entries)
 
 
 def stage_inputs(context: Context, state: State, name: str) -> dict[str, Any]:
@@ -178,16 +190,20 @@ def _teacher(context: Context, state: State, teacher: Teacher) -> dict[str, Any]
     return State(Program.build(other, context.trust), folders).fingerprint()
 
 
-def _gate(context: Context, states: tuple[State, State], label: str, folder: Path) -> tuple[bool, str]:
+def _gate(
+    context: Context, states: tuple[State, State], label: str, folder: Path, ledger: WorkLedger
+) -> tuple[bool, str]:
     """Whether the stage stays: not when dev got worse."""
     before, after = states
     if after.fingerprint() == before.fingerprint():
         return True, ""
-    old, new = _met(context, folder) or (
-        score(context, before, "dev", f"before {label}").scores,
-        score(context, after, "dev", f"after {label}").scores,
-    )
-    difference = paired(old, new)
+    met = _met(context, folder)
+    if met is None:
+        scored = [score(context, s, "dev", f"{when} {label}") for s, when in ((before, "before"), (after, "after"))]
+        for found, when in zip(scored, ("before", "after"), strict=True):
+            ledger.scored(label, f"dev, {when} it", found)
+        met = list(scored[0].scores), list(scored[1].scores)
+    difference = paired(*met)
     change = f"dev {difference.mean:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
     if difference.mean < 0:
         context.progress.say(f"{label}: rolled back, {change}")
@@ -217,8 +233,9 @@ def _met(context: Context, folder: Path) -> tuple[list[float], list[float]] | No
     return found["before"], found["after"]
 
 
-def _scored(context: Context, state: State, label: str, note: str, kept: bool, seconds: float = 0.0) -> StageScore:
-    found = score(context, state, "test", label)
+def _stage_score(context: Context, found: Scored, label: str, note: str, ended: tuple[bool, float]) -> StageScore:
+    """``ended``: whether the stage was kept, and its seconds."""
+    kept, seconds = ended
     interval = found.interval
     context.progress.say(f"{label}: test {interval}" + ("" if kept else " (rolled back)"))
     return StageScore(
@@ -248,7 +265,6 @@ def _seconds(folder: Path, spent: float) -> float:
 
 
 def _build(job: CompileJob, done: Done) -> Path:
-    metrics = sorted(done.context.folder.glob("*-weights/training/metrics.jsonl"))
     return write_build(
         BuildJob(
             program=done.state.program,
@@ -256,6 +272,7 @@ def _build(job: CompileJob, done: Done) -> Path:
             data=done.context.data,
             stages=tuple(done.stages),
             out=job.out,
-            metrics=tuple(metrics),
+            folders=done.folders,
+            ledger=done.ledger,
         )
     )

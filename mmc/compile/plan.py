@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mmc.compile.pipeline import SPLITS, CompileJob, known_gate, run_folder, stage_inputs
+from mmc.compile.pipeline import CompileJob, known_gate, run_folder, stage_inputs
 from mmc.compile.record import changed_keys, read_json
 from mmc.compile.stages import first_state, state_after
 from mmc.compile.state import Context, State, known_score
-from mmc.data import Example, load_split
+from mmc.data import SPLITS, Example, load_split
 from mmc.program.bounds import calls_of, total
 from mmc.program.graph import Program
 from mmc.search.cost import search_cost
-from mmc.spec.model import LiteLlmModel
+from mmc.spec.model import OpenAiModel, RemoteModel
 
 Status = Literal["done", "begun", "stale", "to do", "waiting"]
 
@@ -158,7 +158,9 @@ class _Costs:
             )
             self.rests_on.append("time: nothing was measured yet; it is known once the start is scored")
         low, high = total(program.spec)
-        self.rests_on.append(f"calls: {low} to {high} a run, by the steps and program.max_calls")
+        self.rests_on.append(
+            f"calls: {low if low == high else f'{low} to {high}'} a run, by the steps and program.max_calls"
+        )
         self.prices = self._prices()
         asked = [name for name in (getattr(self.spec.compile.prompts, "proposer", None),) if name]
         asked += sorted({judge.module for judge in program.judges})
@@ -177,14 +179,11 @@ class _Costs:
 
     def _prices(self) -> dict[str, tuple[float, float] | None]:
         """Remote model -> dollars a prompt token and a completion token; None: not known."""
-        remote = {n: m for n, m in self.spec.models.items() if isinstance(m, LiteLlmModel)}
+        remote = {n: m for n, m in self.spec.models.items() if isinstance(m, RemoteModel)}
         used = {module.model for module in self.spec.modules.values()} & set(remote)
         found: dict[str, tuple[float, float] | None] = {}
-        if used:
-            from mmc.engine.litellm import price_of
         for name in sorted(used):
-            found[name] = price_of(remote[name].model)
-            said = "no price is known" if found[name] is None else "prices of LiteLLM's table"
+            found[name], said = _price(remote[name])
             self.rests_on.append(f"dollars: {said} for {remote[name].model}")
         return found
 
@@ -221,6 +220,17 @@ class _Costs:
         calls = runs * self.calls
         seconds = None if self.seconds is None else runs * Range(0.5 * self.seconds, 4 * self.seconds)
         return StagePlan(label, status, why, runs, calls, runs * self.tokens, self.dollars(runs), seconds)
+
+
+def _price(config: RemoteModel) -> tuple[tuple[float, float] | None, str]:
+    """Dollars a prompt token and a completion token, and where they come from."""
+    if isinstance(config, OpenAiModel):
+        own = config.price
+        return (None, "no price is given") if own is None else ((own.input / 1e6, own.output / 1e6), "the spec's price")
+    from mmc.engine.litellm import price_of
+
+    price = price_of(config.model)
+    return price, "no price is known" if price is None else "prices of LiteLLM's table"
 
 
 def _exactly(count: float) -> Range:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ from mmc.compile.record import read_json, write_json
 from mmc.compile.state import Context, State
 from mmc.errors import EnvironmentProblem
 from mmc.program.graph import Program
+from mmc.program.usage import plain_usage
 from mmc.prompt import Template
-from mmc.search import SearchJob, TrialReport, search
+from mmc.search import SearchJob, Trial, TrialReport, search
 
 Stage = Callable[[Context, State, Path], tuple[State, str]]
 """(what the compile shares, the program so far, the stage's folder) -> the program after it, the outcome in a sentence.
@@ -26,8 +28,11 @@ def prompts(context: Context, state: State, folder: Path) -> tuple[State, str]:
 
         def on_trial(report: TrialReport) -> None:
             context.progress.begin("prompt search", max(1, report.trials))
-            context.progress.advance(report.trial, f"round {report.round}: {report.what} {report.score.mean:.3f}")
+            context.progress.advance(
+                report.trial, f"round {report.round}: {report.what} {report.score.mean:.3f}", report.score.mean
+            )
 
+        resumed, began = (folder / "search/journal.jsonl").exists(), time.perf_counter()
         result = search(
             SearchJob(
                 program=state.program,
@@ -44,9 +49,27 @@ def prompts(context: Context, state: State, folder: Path) -> tuple[State, str]:
         )
         templates = {name: {"path": str(t.path), "source": t.source} for name, t in result.program.templates.items()}
         scores = {"examples": result.examples, "before": result.start_scores, "after": result.best_scores}
-        found = {"note": result.note, "replaced": result.replaced, "templates": templates, "dev": scores}
+        found = {
+            "note": result.note,
+            "replaced": result.replaced,
+            "templates": templates,
+            "dev": scores,
+            "trials": [_trial(trial) for trial in result.trials],
+            "finalist": result.finalist,
+            "usage": None if result.usage is None else plain_usage(result.usage),
+            # A journal keeps no times, so what a killed search spent is not known.
+            "seconds": None if resumed else round(time.perf_counter() - began, 1),
+        }
         write_json(folder / "result.json", found)
     return state_after("prompts", state, folder), found["note"]
+
+
+def _trial(trial: Trial) -> dict[str, Any]:
+    """One candidate, as the report and the viewer show it."""
+    found = trial.score
+    score = None if found is None else {"mean": found.mean, "low": found.low, "high": found.high, "n": found.n}
+    keys = ("number", "what", "rounds", "tokens", "rejected")
+    return {**{key: getattr(trial, key) for key in keys}, "score": score}
 
 
 def weights(context: Context, state: State, folder: Path) -> tuple[State, str]:
@@ -62,7 +85,7 @@ def weights(context: Context, state: State, folder: Path) -> tuple[State, str]:
 
         def on_step(report: StepReport) -> None:
             detail = f"reward {report.reward:.3f}, groups with spread {report.useful:.0%}"
-            context.progress.advance(report.step, detail)
+            context.progress.advance(report.step, detail, report.reward)
 
         result = train(
             TrainingJob(
@@ -97,7 +120,7 @@ def distill(context: Context, state: State, folder: Path) -> tuple[State, str]:
 
         def on_step(report: DistillReport) -> None:
             context.progress.begin("distill", report.steps)
-            context.progress.advance(report.step, f"loss {report.loss:.3f}")
+            context.progress.advance(report.step, f"loss {report.loss:.3f}", report.loss)
 
         result = run(
             DistillJob(
@@ -113,7 +136,8 @@ def distill(context: Context, state: State, folder: Path) -> tuple[State, str]:
             )
         )
         note = f"{result.passed} of {result.runs} runs passed, on {result.covered} of {result.examples} examples"
-        found = {"note": note, "adapters": _relative(result.adapters, folder)}
+        usage = plain_usage(result.usage)
+        found = {"note": note, "adapters": _relative(result.adapters, folder), "usage": usage}
         write_json(folder / "result.json", found)
     return _loaded(context, state, state_after("distill", state, folder)), found["note"]
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -21,6 +22,7 @@ from mmc.program.evaluate import evaluate
 from mmc.program.graph import Program
 from mmc.program.run import RunSettings
 from mmc.program.trajectory import Call, Trajectory
+from mmc.program.usage import ByModule, plain_usage, usage_by_module, usage_from
 from mmc.spec.model import Bm25Tool, EnumType
 
 
@@ -79,6 +81,8 @@ class Scored:
     traces: Path
     parts: Mapping[str, float] = field(default_factory=dict)
     """Means of the named parts of a combined metric; an interrupted run counts 0."""
+    usage: ByModule | None = None
+    """None where it was not kept."""
 
     @property
     def interval(self) -> Interval:
@@ -101,9 +105,14 @@ def known_score(context: Context, state: State, split: str) -> Scored | None:
     found = read_json(place.with_suffix(".json"))
     if found is None:
         return None
-    traces = place.with_suffix(".jsonl")
     return Scored(
-        tuple(found["scores"]), found["failures"], found["tokens"], found["seconds"], traces, found.get("parts", {})
+        scores=tuple(found["scores"]),
+        failures=found["failures"],
+        tokens=found["tokens"],
+        seconds=found["seconds"],
+        traces=place.with_suffix(".jsonl"),
+        parts=found.get("parts", {}),
+        usage=usage_from(found["usage"]) if "usage" in found else None,
     )
 
 
@@ -133,10 +142,13 @@ def _evaluate(context: Context, state: State, split: str, place: Path, what: str
     named = sorted({part for t in result.trajectories for part in t.scores})
     found = {
         "split": split,
+        "what": what,
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "scores": result.scores,
         "parts": {part: fmean(t.scores.get(part, 0.0) for t in result.trajectories) for part in named},
         "failures": result.failures,
         "tokens": sum(c.prompt_tokens + c.completion_tokens for c in calls),
+        "usage": plain_usage(usage_by_module(result.trajectories)),
         "seconds": round(time.perf_counter() - start, 3),
     }
     write_json(place.with_suffix(".json"), found)

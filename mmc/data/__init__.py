@@ -3,6 +3,6 @@
 To add a file format: a function from (path) to rows with their line numbers, put into ``READERS``.
 """
 
-from mmc.data.split import READERS, Example, SplitName, fingerprint, load_split, read_rows
+from mmc.data.split import READERS, SPLITS, Example, SplitName, fingerprint, load_split, read_rows, rows_of
 
-__all__ = ["READERS", "Example", "SplitName", "fingerprint", "load_split", "read_rows"]
+__all__ = ["READERS", "SPLITS", "Example", "SplitName", "fingerprint", "load_split", "read_rows", "rows_of"]

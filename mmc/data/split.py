@@ -18,6 +18,7 @@ from mmc.spec.load import LoadedSpec
 from mmc.spec.model import DataSource
 
 SplitName = Literal["train", "dev", "test"]
+SPLITS: tuple[SplitName, ...] = ("train", "dev", "test")
 Row = dict[str, Any]
 
 
@@ -34,16 +35,16 @@ def _jsonl(path: Path) -> Iterator[tuple[int, Any]]:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 try:
-                    yield number, json.loads(line)
+                    yield number, json.loads(line.rstrip("\n"))
                 except ValueError as error:
-                    raise _bad(path, number, f"not valid JSON: {error}", line) from None
+                    raise _not_json(path, number, error, line) from None
 
 
 def _json(path: Path) -> Iterator[tuple[int, Any]]:
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise _bad(path, getattr(error, "lineno", 0), f"not valid JSON: {error}") from None
+        raise _not_json(path, getattr(error, "lineno", 0), error) from None
     if not isinstance(rows, list):
         raise _bad(path, 1, "a JSON data file holds a list of objects")
     yield from ((0, row) for row in rows)
@@ -64,6 +65,11 @@ def _csv(path: Path) -> Iterator[tuple[int, Any]]:
 
 READERS: Mapping[str, Callable[[Path], Iterator[tuple[int, Any]]]] = {".jsonl": _jsonl, ".json": _json, ".csv": _csv}
 """File suffix -> reader that yields (line number, row)."""
+
+
+def _not_json(path: Path, line: int, error: ValueError, source: str = "") -> InvalidError:
+    message = f"not valid JSON: {getattr(error, 'msg', error)}"
+    return InvalidError([Diagnostic(str(path), line, getattr(error, "colno", 0), message, source=source[:120])])
 
 
 def _bad(path: Path, line: int, message: str, source: str = "") -> InvalidError:
@@ -111,6 +117,13 @@ def load_split(loaded: LoadedSpec, split: SplitName) -> tuple[Example, ...]:
         twice = next(i for i in ids if ids.count(i) > 1)
         raise InvalidError([loaded.diagnostic(("data", split, "id"), f"the id {twice!r} stands in {path.name} twice")])
     return tuple(chosen)
+
+
+def rows_of(loaded: LoadedSpec, source: DataSource) -> set[tuple[Path, int]]:
+    """Which rows of which file belong to a split. Its file and columns must be in order."""
+    path = loaded.resolve(source.file)
+    numbered = [Example(str(i), row) for i, row in enumerate(read_rows(path))]
+    return {(path, int(example.id)) for example in _select(numbered, source)}
 
 
 def _check_columns(loaded: LoadedSpec, split: str, source: DataSource, rows: Sequence[Row]) -> None:

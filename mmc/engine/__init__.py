@@ -33,7 +33,13 @@ def _litellm(config: Any, resolve: Callable[[str], Path], adapters: Mapping[str,
     return open_litellm(config, adapters)
 
 
-OPENERS: Mapping[str, Opener] = {"local": _local, "litellm": _litellm}
+def _openai(config: Any, resolve: Callable[[str], Path], adapters: Mapping[str, Path]) -> Engine:
+    from mmc.engine.openai import open_openai
+
+    return open_openai(config, adapters)
+
+
+OPENERS: Mapping[str, Opener] = {"local": _local, "litellm": _litellm, "openai": _openai}
 """The spec's ``type`` of a model -> a function of (its block, path resolver, adapters by name) that opens the engine."""
 
 

@@ -167,6 +167,10 @@ class Adapters:
             if self._tokenizer is not None:
                 self._tokenizer.save_pretrained(folder)
 
+    def version(self, name: str) -> tuple[int, ...]:
+        """Changes when the adapter does: PyTorch counts changes of its tensors in place."""
+        return tuple(tensor._version for tensor in self.parameters(name).values())
+
     def parameters(self, name: str) -> dict[str, Any]:
         """The tensors that training ``name`` changes, by name, in a fixed order."""
         if name in self._full:

@@ -105,8 +105,31 @@ Watch = Callable[[str], object]
 """Takes the next piece of a completion's text; together they are the text. An engine that knows no pieces gives one."""
 
 
+@dataclass
+class Spent:
+    """What an engine has answered since it was opened."""
+
+    tokens: int = 0
+    """Of prompts and completions."""
+    dollars: float | None = 0.0
+    """None when a price is not known."""
+
+    def add(self, completion: Completion) -> None:
+        self.tokens += completion.prompt_tokens + completion.completion_tokens
+        cost = completion.metadata.get("cost", 0.0)
+        self.dollars = None if cost is None or self.dollars is None else self.dollars + float(cost)
+
+
 class Engine(Protocol):
     """Answers requests. Implementations: one file each beside this one."""
+
+    spent: Spent
+    """What it has answered so far."""
+
+    @property
+    def width(self) -> int | None:
+        """How many requests it takes at a time; None when it forms batches from all that wait."""
+        ...
 
     async def complete(self, request: Request, watch: Watch | None = None) -> Completion:
         """Answers one request; many may be awaited at the same time. ``watch`` hears of the text as it grows."""

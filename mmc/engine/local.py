@@ -11,7 +11,7 @@ token, so that requests join between two.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,11 +20,13 @@ from typing import Any
 import torch
 
 from mmc.engine.adapters import Adapters
-from mmc.engine.base import Completion, Key, Message, Request, Watch, seed_of
+from mmc.engine.base import Completion, Key, Message, Request, Spent, Watch, seed_of
 from mmc.engine.constraint import Constraints
 from mmc.engine.memory import free_bytes, total_bytes
 from mmc.engine.pieces import Pieces
+from mmc.engine.tokens import chat_ids
 from mmc.errors import EnvironmentProblem, RunFailure
+from mmc.spec.model import LocalModel
 from mmc.trie.budget import sampling_budget, training_budget
 from mmc.trie.decode import Decoder, Stream
 from mmc.trie.model import TrieModel
@@ -55,6 +57,7 @@ class LocalEngine:
         self._batch_tokens = batch_tokens or sampling_budget(self.lm, total_bytes(self.lm.device))
         # In half precision a token's log-probability depends on what else is in the batch, so sampling and training differ.
         self._exact = self.lm.head.weight.dtype == torch.float32
+        self.spent = Spent()
         self._prompts: dict[tuple[Message, ...], list[int]] = {}
         self._prompt_tokens = 0
         self._clients = 0
@@ -68,6 +71,8 @@ class LocalEngine:
         self._streams: dict[Stream, _Pending] = {}
 
     # --- the interface ---
+
+    width: int | None = None
 
     async def complete(self, request: Request, watch: Watch | None = None) -> Completion:
         """Answers ``request``. Raises EnvironmentProblem when its adapter is unknown, RunFailure when it is too long."""
@@ -218,6 +223,7 @@ class LocalEngine:
         return PaddedDecoder(self.lm, self.stops, self._batch_tokens)
 
     def _answer(self, pending: _Pending, completion: Completion) -> None:
+        self.spent.add(completion)
         self._blocked -= 1
         if not pending.future.done():
             if pending.pieces is not None:
@@ -250,10 +256,8 @@ class LocalEngine:
             if self._prompt_tokens > _MOST_PROMPT_TOKENS:
                 self._prompts.clear()
                 self._prompt_tokens = 0
-            chat = [{"role": m.role, "content": m.content} for m in messages]
-            encoded = self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
-            self._prompts[messages] = list(encoded)
-            self._prompt_tokens += len(encoded)
+            self._prompts[messages] = chat_ids(self.tokenizer, messages)
+            self._prompt_tokens += len(self._prompts[messages])
         return self._prompts[messages]
 
     def _stream(self, request: Request) -> Stream:
@@ -307,7 +311,7 @@ def _stops(model: Any, tokenizer: Any) -> frozenset[int]:
     return found
 
 
-def open_local(config: Any, resolve: Any, adapters: Mapping[str, Path]) -> LocalEngine:
+def open_local(config: LocalModel, resolve: Callable[[str], Path], adapters: Mapping[str, Path]) -> LocalEngine:
     """The engine of a ``type: local`` model of a spec, with ``adapters`` (name -> PEFT folder) loaded."""
     from mmc.engine.weights import find, load
 
@@ -316,7 +320,13 @@ def open_local(config: Any, resolve: Any, adapters: Mapping[str, Path]) -> Local
     model, tokenizer = load(weights, config.dtype)
     if tokenizer.chat_template is None:
         raise EnvironmentProblem(f"{weights.source} has no chat template; use an instruction-tuned model")
-    engine = LocalEngine(model, tokenizer, config.batch_tokens, base_name=weights.source.partition(":")[2])
+    base_name = weights.source.partition(":")[2]
+    if config.sampler is None:
+        engine = LocalEngine(model, tokenizer, config.batch_tokens, base_name)
+    else:
+        from mmc.engine.vllm import VllmEngine
+
+        engine = VllmEngine(model, tokenizer, config.batch_tokens, base_name, config.sampler, weights.folder)
     for name, folder in adapters.items():
         engine.adapters.load(name, folder)
     return engine

@@ -102,8 +102,7 @@ def _from_package(rest: str, resolve: Callable[[str], Path]) -> tuple[Path, str]
         raise EnvironmentProblem(f"the Python package {package} has no file {name}")
     if file.suffix != ".gguf":
         raise EnvironmentProblem(f"{name} is not a GGUF file")
-    digest = _digest([file])
-    folder = cache_folder() / f"{file.stem}-{digest[:12]}-v{CONVERTED}"
+    folder, digest = converted(file)
     if not folder.is_dir():
         _convert(file, folder)
     return folder, digest
@@ -115,6 +114,12 @@ FINDERS: Mapping[str, Callable[[str, Callable[[str], Path]], tuple[Path, str]]] 
     "package": _from_package,
 }
 """Kind of source -> a function that gives (folder, revision) or raises EnvironmentProblem. Add one here."""
+
+
+def converted(file: Path) -> tuple[Path, str]:
+    """Where the converted copy of a GGUF file is, or will be, and the file's digest."""
+    digest = _digest([file])
+    return cache_folder() / f"{file.stem}-{digest[:12]}-v{CONVERTED}", digest
 
 
 def cache_folder() -> Path:

@@ -49,21 +49,21 @@ def resume(folder: Path, policy: Policy) -> Place:
         place = Place(**json.loads((path / "state.json").read_text(encoding="utf-8")))
         policy.load(path / "adapters")
         policy.optimizer.load_state_dict(torch.load(path / "optimizer.pt", weights_only=True))
-    trim_metrics(folder / "metrics.jsonl", place.step)
+    for name in ("metrics.jsonl", "rollouts.jsonl"):
+        trim(folder / name, place.step)
     return place
 
 
-def trim_metrics(file: Path, step: int) -> None:
-    """Keeps the lines of ``metrics.jsonl`` that belong to finished steps; a line torn by a kill is dropped."""
+def trim(file: Path, step: int) -> None:
+    """Keeps the lines that belong to finished steps; a line torn by a kill is dropped."""
     if not file.exists():
         return
-    kept = []
-    for line in file.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except ValueError:
-            continue
     temporary = file.with_suffix(".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
+    with file.open(encoding="utf-8") as old, temporary.open("w", encoding="utf-8") as kept:
+        for line in old:
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.write(line)
+            except ValueError:
+                continue
     temporary.replace(file)

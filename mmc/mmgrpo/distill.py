@@ -26,6 +26,7 @@ from mmc.mmgrpo.update import ModuleTerms, module_terms
 from mmc.program.graph import Program
 from mmc.program.run import RunSettings, run_all
 from mmc.program.trajectory import Trajectory
+from mmc.program.usage import ByModule, usage_by_module
 from mmc.spec.model import Distill
 from mmc.trie.logprobs import Sampled
 from mmc.trie.parts import in_parts
@@ -70,6 +71,8 @@ class DistillResult:
     runs: int
     covered: int
     examples: int
+    usage: ByModule
+    """Of the runs."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,7 @@ def distill(job: DistillJob) -> DistillResult:
             job.on_step(report)
     passed = sum(run.ending == "done" and run.reward >= config.threshold for run in runs)
     covered = len({run.example_id for run in chosen})
-    return DistillResult(policy.save(job.folder / "final"), passed, len(runs), covered, examples)
+    return DistillResult(policy.save(job.folder / "final"), passed, len(runs), covered, examples, usage_by_module(runs))
 
 
 def _runs(job: DistillJob, policy: Policy) -> tuple[list[Trajectory], int]:

@@ -9,7 +9,8 @@ from statistics import fmean
 
 from mmc.mmgrpo.group import Group
 from mmc.mmgrpo.update import UpdateReport
-from mmc.program.trajectory import Call, Trajectory
+from mmc.program.trajectory import Trajectory, call_identity
+from mmc.program.usage import ByModule
 
 UNREADABLE = ("unparsed", "cut")
 """Endings that are failures of format."""
@@ -67,6 +68,8 @@ class StepReport:
     seconds_rollout: float
     seconds_update: float
     seconds: float
+    usage: ByModule = field(default_factory=dict)
+    """Of all runs of the step: teachers', frozen modules' and judges' calls too, and those of scoring dev."""
     modules: Mapping[str, ModuleCurve] = field(default_factory=dict)
     dev: float | None = None
 
@@ -83,6 +86,7 @@ class StepFacts:
     epochs: int
     seconds_rollout: float
     seconds_update: float
+    usage: ByModule = field(default_factory=dict)
 
 
 def step_report(
@@ -115,6 +119,7 @@ def step_report(
         seconds_rollout=facts.seconds_rollout,
         seconds_update=facts.seconds_update,
         seconds=facts.seconds_rollout + facts.seconds_update,
+        usage=facts.usage,
         modules=module_curves(groups),
     )
 
@@ -140,14 +145,8 @@ def sampled_tokens(runs: Sequence[Trajectory]) -> int:
     drawn: dict[tuple[object, ...], int] = {}
     for run in runs:
         for call in run.calls:
-            drawn[_identity(run, call)] = len(call.completion.ids_T)
+            drawn[call_identity(run, call)] = len(call.completion.ids_T)
     return sum(drawn.values())
-
-
-def _identity(run: Trajectory, call: Call) -> tuple[object, ...]:
-    if call.path:
-        return (run.example_id, call.module, call.index, call.path, call.completion.ids_T)
-    return (run.example_id, call.module, call.index, run.rollout)
 
 
 def alarm(unreadable: Sequence[float], every: int = 5) -> str | None:

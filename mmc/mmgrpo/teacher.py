@@ -23,7 +23,7 @@ from mmc.program.trajectory import Call, Trajectory
 from mmc.prompt import Template
 from mmc.spec import load, rewrite
 from mmc.spec.marks import KeyPath
-from mmc.spec.model import LiteLlmModel, Teacher
+from mmc.spec.model import RemoteModel, Teacher
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def _variant(
     if teacher.model is None:
         return OpenTeacher(teacher, ", ".join(teacher.templates.values()), program, engines)
     changes: dict[KeyPath, object] = {("modules", m, "model"): teacher.model for m in modules}
-    if isinstance(loaded.spec.models[teacher.model], LiteLlmModel):
+    if isinstance(loaded.spec.models[teacher.model], RemoteModel):
         # It writes freely; what the student could not have written is dropped.
         changes |= {("modules", m, "constrain"): False for m in modules if loaded.spec.modules[m].constrain}
     changed = loaded.reparsed(rewrite(loaded.text, changes))

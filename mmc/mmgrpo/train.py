@@ -19,6 +19,7 @@ from mmc.mmgrpo.audit import audit
 from mmc.mmgrpo.checkpoint import Place
 from mmc.mmgrpo.group import Rewards, Shaping, form_groups
 from mmc.mmgrpo.policy import Policy, bounded, learning_rate, make_policy
+from mmc.mmgrpo.record import keep
 from mmc.mmgrpo.report import StepFacts, StepReport, alarm, step_report
 from mmc.mmgrpo.rollout import Rollouts, Sampler
 from mmc.mmgrpo.teacher import open_teachers, teach
@@ -28,12 +29,13 @@ from mmc.program.graph import Program
 from mmc.program.judge import score_again
 from mmc.program.run import RunSettings
 from mmc.program.trajectory import Call
+from mmc.program.usage import added, usage_by_module
 from mmc.spec.model import MmGrpo
 
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """What to train, on what, and where to keep checkpoints and ``metrics.jsonl``; resumes from there."""
+    """What to train, on what, and where to keep checkpoints, ``metrics.jsonl`` and ``rollouts.jsonl``; resumes from there."""
 
     program: Program
     engines: Mapping[str, Engine]
@@ -76,9 +78,10 @@ def train(job: TrainingJob) -> TrainingResult:
             place = replace(place, step=step + 1, position=position)
             if config.evaluate_every and ((step + 1) % config.evaluate_every == 0 or step + 1 == config.steps):
                 report, place = _evaluate(job, program, policy, report, place)
-            checkpoint.save(job.folder, place, policy)
+            # Before the checkpoint: what a kill leaves of a step that has none is dropped at the resume.
             metrics.write(json.dumps(asdict(report)) + "\n")
             metrics.flush()
+            checkpoint.save(job.folder, place, policy)
             unreadable.append(report.unreadable)
             if warning := alarm(unreadable):
                 job.say(warning)
@@ -97,6 +100,7 @@ def train_step(job: TrainingJob, sampler: Sampler, policy: Policy, step: int, po
     if step == 0:
         _audit(job, rollouts)
     sampled = time.perf_counter()
+    keep(job.folder / "rollouts.jsonl", step + 1, rollouts, config, (list(policy.names), _rewards(job)))
     calls = training_calls(rollouts.groups, config, module_terms(job.program.spec, policy.names))
     torch.manual_seed(seed_of(job.seed, "update", step))
     result = update(policy.engine, policy.optimizer, calls, config)
@@ -109,6 +113,7 @@ def train_step(job: TrainingJob, sampler: Sampler, policy: Policy, step: int, po
         epochs=config.inner_epochs,
         seconds_rollout=sampled - start,
         seconds_update=time.perf_counter() - sampled,
+        usage=usage_by_module(rollouts.runs),
     )
     own = [run for run in rollouts.runs if run.rollout >= 0]
     return step_report(facts, own, rollouts.groups, result), rollouts.position
@@ -117,7 +122,7 @@ def train_step(job: TrainingJob, sampler: Sampler, policy: Policy, step: int, po
 def make_sampler(job: TrainingJob, program: Program, policy: Policy) -> Sampler:
     """Runs ``program`` and its teachers, and groups what they did as the spec says."""
     config, modules = job.config, list(policy.names)
-    rewards = Rewards(config.failure_reward, config.format_reward, _shaping(job))
+    rewards = _rewards(job)
     teachers = open_teachers(job.program, config.teachers, modules, job.engines, job.trust)
     return Sampler(
         program=program,
@@ -130,6 +135,10 @@ def make_sampler(job: TrainingJob, program: Program, policy: Policy) -> Sampler:
             teachers, program, policy.engine, modules, examples, ("weights", step, job.seed)
         ),
     )
+
+
+def _rewards(job: TrainingJob) -> Rewards:
+    return Rewards(job.config.failure_reward, job.config.format_reward, _shaping(job))
 
 
 def _shaping(job: TrainingJob) -> dict[str, Shaping]:
@@ -159,7 +168,8 @@ def _evaluate(
 ) -> tuple[StepReport, Place]:
     """Scores dev greedily and keeps the adapters when they are the best so far."""
     settings = RunSettings(stage="weights-dev", step=0, seed=job.seed, temperature=0.0)
-    score = evaluate(program, job.engines, job.dev, settings).interval.mean
+    found = evaluate(program, job.engines, job.dev, settings)
+    score = found.interval.mean
     if place.best is None or score > place.best:
         place = replace(place, best=score, best_step=report.step, worse=0)
         policy.save(job.folder / "best")
@@ -168,7 +178,8 @@ def _evaluate(
         if job.config.patience and place.worse >= job.config.patience:
             place = replace(place, stopped=True)
             job.say(f"stopped after step {report.step}: dev was best after step {place.best_step} ({place.best:.3f})")
-    return replace(report, dev=score), place
+    usage = added([report.usage, usage_by_module(found.trajectories)])
+    return replace(report, dev=score, usage=usage), place
 
 
 def _unreadable_so_far(metrics: Path) -> list[float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from mmc.program.trajectory import Call
 from mmc.spec.model import MmGrpo, Spec, Training
 from mmc.trie.logprobs import Sampled
 from mmc.trie.parts import in_parts
+
+Skipped = Literal["no_spread", "zero_advantage", "forced"]
+"""Why a call in a group is not computed: all rewards equal; its reward the group's mean; no token that was free."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +86,7 @@ def training_calls(groups: Sequence[Group], config: MmGrpo, modules: Mapping[str
     for group, advantages_C in zip(groups, found, strict=True):
         for member, advantage in zip(group.members, advantages_C, strict=True):
             for call in member.calls:
-                done = call.completion
-                sampled = Sampled(done.prompt_ids_T, done.ids_T, done.allowed_T, done.temperature)
+                sampled = sampled_of(call)
                 if sampled.free_T:
                     chosen.append((group, member, call, sampled, advantage))
     counts = [len(sampled.free_T) for *_, sampled, _ in chosen]
@@ -96,8 +98,23 @@ def training_calls(groups: Sequence[Group], config: MmGrpo, modules: Mapping[str
     return [
         _training_call(member, call, sampled, advantage, weight, modules[call.module])
         for (group, member, call, sampled, advantage), weight in zip(chosen, weights, strict=True)
-        if config.kl or (advantage and has_spread(group.rewards_C))
+        if without_gradient(group, advantage, config) is None
     ]
+
+
+def sampled_of(call: Call) -> Sampled:
+    """A call's completion as training takes it."""
+    done = call.completion
+    return Sampled(done.prompt_ids_T, done.ids_T, done.allowed_T, done.temperature)
+
+
+def without_gradient(group: Group, advantage: float, config: MmGrpo) -> Skipped | None:
+    """Why a member of ``group`` with this advantage carries no gradient; None when it does, be it for the KL penalty alone."""
+    if config.kl:
+        return None
+    if not has_spread(group.rewards_C):
+        return "no_spread"
+    return None if advantage else "zero_advantage"
 
 
 Chosen = Sequence[tuple[Group, Member, Call, Sampled, float]]

@@ -11,21 +11,20 @@ from dataclasses import dataclass
 from typing import Literal
 
 import mmc
-from mmc.errors import EnvironmentProblem, InvalidError
+from mmc.errors import EnvironmentProblem
 from mmc.program.check import check
 from mmc.spec.env import REFERENCE, expand
 from mmc.spec.load import LoadedSpec
-from mmc.spec.model import LiteLlmModel, LocalModel, PythonTool
+from mmc.spec.model import LiteLlmModel, LocalModel, PythonTool, RemoteModel
 
 Verdict = Literal["ok", "missing", "note"]
 EXTRAS: Mapping[str, tuple[str, ...]] = {
     "local": ("torch", "transformers", "peft", "llguidance", "gguf", "safetensors", "psutil"),
-    "remote": ("litellm", "tenacity"),
+    "remote": ("aiohttp", "litellm", "tenacity"),
     "search": ("optuna", "gepa"),
     "http": ("httpx", "tenacity"),
     "mcp": ("mcp",),
-    "serve": ("fastapi", "uvicorn"),
-    "metrics": ("prometheus_client",),
+    "serve": ("fastapi", "prometheus_client", "uvicorn"),
 }
 """Extra -> the packages it brings."""
 LITTLE_DISK = 2 * 2**30
@@ -102,12 +101,9 @@ def _spec(loaded: LoadedSpec) -> Iterator[Symptom]:
     functions = [name for name, tool in loaded.spec.tools.items() if isinstance(tool, PythonTool)]
     if functions:
         yield Symptom("tools", "note", f"{', '.join(functions)} run Python of the spec's folder; that needs --trust")
-    try:
-        problems = [problem for problem in check(loaded) if problem.severity == "error"]
-    except (EnvironmentProblem, InvalidError) as error:
-        yield Symptom("spec", "missing", str(error).splitlines()[0])
-        return
-    first = f"{len(problems)} problems; see `mmc check`: {problems[0].message}" if problems else "no problem found"
+    problems = [problem for problem in check(loaded) if problem.severity == "error"]
+    count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+    first = f"{count}; see `mmc check`: {problems[0].message}" if problems else "no problem found"
     yield Symptom("spec", "missing" if problems else "ok", first)
 
 
@@ -132,9 +128,10 @@ def _local(loaded: LoadedSpec, name: str, model: LocalModel) -> Symptom:
     return Symptom(f"models.{name}", "ok", f"{weights.source}, in {weights.folder}")
 
 
-def _remote(name: str, model: LiteLlmModel) -> Symptom:
-    if _version("litellm") is None:
-        return Symptom(f"models.{name}", "missing", "a remote model needs litellm: pip install 'mmc[remote]'")
+def _remote(name: str, model: RemoteModel) -> Symptom:
+    needed = "litellm" if isinstance(model, LiteLlmModel) else "aiohttp"
+    if _version(needed) is None:
+        return Symptom(f"models.{name}", "missing", f"a remote model needs {needed}: pip install 'mmc[remote]'")
     for text in filter(None, (model.api_key, model.api_base)):
         if REFERENCE.search(text):
             try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from mmc.data import Example
@@ -41,6 +41,13 @@ def evaluate(
     examples: Sequence[Example],
     settings: RunSettings,
     on_done: Callable[[Trajectory], None] | None = None,
+    traces: bool = True,
 ) -> Evaluation:
-    """Runs every example once. An interrupted run scores 0."""
-    return Evaluation(tuple(run_all(program, engines, examples, settings, on_done=on_done)))
+    """Runs every example once. An interrupted run scores 0. Without ``traces``, only scores and endings are kept of each run."""
+
+    def done(trajectory: Trajectory) -> Trajectory:
+        if on_done is not None:
+            on_done(trajectory)
+        return trajectory if traces else replace(trajectory, calls=(), tools=(), judged=(), outputs=None)
+
+    return Evaluation(tuple(run_all(program, engines, examples, settings, on_done=done)))

@@ -8,7 +8,7 @@ from types import GeneratorType
 from typing import Any
 
 import jinja2
-from jinja2 import meta
+from jinja2 import meta, nodes
 
 from mmc.errors import RunFailure
 from mmc.prompt import environment
@@ -67,3 +67,19 @@ def names_in(value: Any) -> set[str]:
     if isinstance(value, str) and "{" in value:
         return meta.find_undeclared_variables(_ENVIRONMENT.parse(value)) - set(_ENVIRONMENT.globals)
     return set()
+
+
+def attributes_in(value: Any) -> set[tuple[str, str]]:
+    """What an expression takes from variables: (variable, attribute), as in ``{{ hits.title }}``; nothing where it is invalid."""
+    if isinstance(value, Mapping):
+        return set().union(*(attributes_in(item) for item in value.values()))
+    if isinstance(value, list | tuple):
+        return set().union(*(attributes_in(item) for item in value))
+    if not isinstance(value, str) or "{" not in value:
+        return set()
+    try:
+        tree = _ENVIRONMENT.parse(value)
+    except jinja2.TemplateSyntaxError:
+        return set()
+    found = tree.find_all(nodes.Getattr)
+    return {(node.node.name, node.attr) for node in found if isinstance(node.node, nodes.Name)}

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from mmc.errors import InvalidError
 from mmc.metric import Metric, make_metric, make_shaping
-from mmc.program.check import check
+from mmc.program.check import check, refuse
 from mmc.program.expression import Expression, compile_value
 from mmc.program.node import JudgeNode, Node, make_judges, make_nodes
 from mmc.program.outputs import Outputs
@@ -39,10 +38,10 @@ class Program:
 
     @classmethod
     def build(cls, loaded: LoadedSpec, trust: bool = False) -> Program:
-        """Builds the program of a spec or a build. Raises InvalidError with every static problem at once."""
-        errors = [d for d in check(loaded) if d.severity == "error"]
-        if errors:
-            raise InvalidError(errors)
+        """Builds the program of a spec or a build. Raises InvalidError with every static problem at once,
+        EnvironmentProblem when only variables of the environment are missing.
+        """
+        refuse(check(loaded))
         spec = loaded.spec
         return cls(
             loaded=loaded,

@@ -61,7 +61,8 @@ class Outputs:
             return lambda inputs: fixed
         if "{{" in declared.enum:
             return compile_value(declared.enum)
-        return _from_file(self.loaded, ("modules", self.name, "outputs", name, "enum"), declared.enum)
+        fixed = enum_file(self.loaded, ("modules", self.name, "outputs", name, "enum"), declared.enum)
+        return lambda inputs: fixed
 
     def options(self, inputs: Mapping[str, Any]) -> Options:
         """The options of every enum output. Raises RunFailure when an expression gives none."""
@@ -183,15 +184,17 @@ def _members(text: str, position: int) -> dict[str, Any]:
     return found
 
 
-def _from_file(loaded: LoadedSpec, path: tuple[str | int, ...], name: str) -> Expression:
-    file = loaded.resolve(name)
+def enum_file(loaded: LoadedSpec, path: tuple[str | int, ...], name: str) -> list[str]:
+    """The options in an enum's file. Raises InvalidError when it holds none."""
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = json.loads(loaded.resolve(name).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InvalidError([loaded.diagnostic(path, f"{name}: there is no such file")]) from None
     except (OSError, ValueError) as error:
-        raise InvalidError([loaded.diagnostic(path, f"the enum's file cannot be read: {error}")]) from None
+        raise InvalidError([loaded.diagnostic(path, f"{name}: the enum's file cannot be read: {error}")]) from None
     if not isinstance(values, list) or not values or not all(isinstance(v, str) for v in values):
         raise InvalidError([loaded.diagnostic(path, f"{name} must hold a JSON list of texts")])
-    return lambda inputs: values
+    return values
 
 
 def _value(raw: Any, declared: OutputType, options: tuple[str, ...]) -> Any:

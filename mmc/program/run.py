@@ -29,6 +29,9 @@ from mmc.program.node import (
 from mmc.program.trajectory import Call, Ending, ToolUse, Trajectory
 from mmc.spec.types import coerce, parse_type
 
+RUNS_A_SLOT = 2
+"""Runs open at a time for each request that remote engines take at a time: some are busy between their calls."""
+
 
 @dataclass(frozen=True)
 class RunSettings:
@@ -306,26 +309,38 @@ def run_all(
     examples: Sequence[Example],
     settings: RunSettings,
     rollouts: int = 1,
-    on_done: Callable[[Trajectory], None] | None = None,
+    on_done: Callable[[Trajectory], Trajectory | None] | None = None,
 ) -> list[Trajectory]:
-    """``rollouts`` runs of every example, all at once; example by example in the result."""
+    """``rollouts`` runs of every example, at once as far as that serves the engines; example by example in the result.
 
-    async def one(example: Example, rollout: int) -> Trajectory:
-        trajectory = await run(program, engines, example, settings, rollout)
-        if on_done is not None:
-            on_done(trajectory)
-        return trajectory
+    ``on_done`` hears of each run when it ends, and may give a shorter one to be kept in its place.
+    """
+    jobs = [(example, rollout) for example in examples for rollout in range(rollouts)]
+    found: list[Trajectory | None] = [None] * len(jobs)
+    left = iter(enumerate(jobs))
 
-    async def everything() -> list[Trajectory]:
+    async def work() -> None:
+        for place, (example, rollout) in left:
+            trajectory = await run(program, engines, example, settings, rollout)
+            found[place] = (on_done(trajectory) if on_done is not None else None) or trajectory
+
+    async def everything() -> None:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one(e, r)) for e in examples for r in range(rollouts)]
-        return [task.result() for task in tasks]
+            for _ in range(min(len(jobs), _width(engines) or len(jobs))):
+                group.create_task(work())
 
     try:
-        return asyncio.run(everything())
+        asyncio.run(everything())
     except BaseExceptionGroup as errors:
         # Only what no run could escape gets here; the first of them says it.
         problem: BaseException = errors
         while isinstance(problem, BaseExceptionGroup):
             problem = problem.exceptions[0]
         raise problem from None
+    return [trajectory for trajectory in found if trajectory is not None]
+
+
+def _width(engines: Mapping[str, Engine]) -> int | None:
+    """How many runs to have open at a time; None where an engine forms its batches from all there are."""
+    widths = [engine.width for engine in distinct(engines)]
+    return None if None in widths else RUNS_A_SLOT * sum(width for width in widths if width is not None)

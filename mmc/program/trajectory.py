@@ -63,3 +63,10 @@ class Trajectory:
     """Named parts of the reward, for a combined metric."""
     judged: tuple[Call, ...] = ()
     """Calls of the metric's LM judges; no part of the run."""
+
+
+def call_identity(run: Trajectory, call: Call) -> tuple[object, ...]:
+    """What tells calls apart: runs of a tree that agree up to a call made it together."""
+    if call.path:
+        return (run.example_id, call.module, call.index, call.path, call.completion.ids_T)
+    return (run.example_id, call.module, call.index, run.rollout)

@@ -6,6 +6,7 @@ template's output, so nothing that is rendered into a message can begin or end o
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
@@ -14,6 +15,8 @@ from jinja2 import BaseLoader, StrictUndefined, TemplateSyntaxError, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from mmc.spec.types import did_you_mean
 
 ROLES = ("system", "user", "assistant")
 collected: ContextVar[list[tuple[str, str]]] = ContextVar("collected")
@@ -28,7 +31,7 @@ class MessageBlocks(Extension):
     def parse(self, parser: Parser) -> nodes.Node:
         token = next(parser.stream)
         if getattr(parser, "mmc_open_message", False):
-            raise TemplateSyntaxError(f"a {token.value} block cannot stand inside another message", token.lineno)
+            raise TemplateSyntaxError(f"`{token.value}` cannot stand inside another message", token.lineno)
         parser.mmc_open_message = True  # type: ignore[attr-defined]
         body = parser.parse_statements((f"name:end{token.value}",), drop_needle=True)
         parser.mmc_open_message = False  # type: ignore[attr-defined]
@@ -66,6 +69,18 @@ def environment(loader: BaseLoader | None = None) -> ImmutableSandboxedEnvironme
         lstrip_blocks=True,
         autoescape=False,
     )
+
+
+def explained(error: TemplateSyntaxError) -> str:
+    """Jinja's message, with the filter or test that was probably meant."""
+    message = str(error.message).rstrip(".")
+    for said, meant in (("end of print statement", "}}"), ("end of statement block", "%}")):
+        message = message.replace(said, meant)
+    unknown = re.match(r"No (filter|test) named '(\w+)'", message)
+    if unknown is None:
+        return message
+    known = environment().filters if unknown[1] == "filter" else environment().tests
+    return f"there is no {unknown[1]} {unknown[2]!r}.{did_you_mean(unknown[2], known)}"
 
 
 Values = dict[str, Any]

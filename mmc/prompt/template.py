@@ -11,16 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from jinja2 import meta
+from jinja2 import meta, nodes
 
 from mmc.engine.base import Message
 from mmc.errors import Diagnostic, InvalidError, RunFailure
-from mmc.prompt.environment import collected, environment
+from mmc.prompt.environment import collected, environment, explained
 from mmc.prompt.slots import fill, find_slots
 from mmc.spec.types import did_you_mean
 
 MAX_CHARACTERS = 200_000
 """Longest prompt a template may render to."""
+OUTSIDE = "text outside of system, user and assistant blocks"
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,14 @@ class Template:
         except FileNotFoundError:
             close = did_you_mean(path.name, (p.name for p in path.parent.glob("*"))) if path.parent.is_dir() else ""
             raise InvalidError([Diagnostic(str(path), 0, 0, f"there is no such template.{close}")]) from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise InvalidError([Diagnostic(str(path), 0, 0, f"cannot be read as UTF-8 text: {error}")]) from None
+        except UnicodeDecodeError as error:
+            raise InvalidError([Diagnostic(str(path), 0, 0, f"this is not UTF-8 text: {error}")]) from None
+        except OSError as error:
+            raise InvalidError([Diagnostic(str(path), 0, 0, f"cannot be read: {error.strerror}")]) from None
         template = cls(path, source)
         _ = template.variables
         template._check_slots()
+        template._check_outside()
         return template
 
     @property
@@ -98,15 +102,16 @@ class Template:
                 [Diagnostic(str(self.path), 0, 0, f"the template cannot be rendered: {error}")]
             ) from None
         except jinja2.TemplateSyntaxError as error:
-            raise InvalidError([self._syntax(error, self.path, self.source)]) from None
+            raise InvalidError(
+                [self._at(self.path, error.lineno, f"not a valid template: {explained(error)}")]
+            ) from None
         except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
             raise RunFailure(f"{self.path.name}: {type(error).__name__}: {error}") from error
         finally:
             collected.reset(token)
         if outside.strip() and messages:
             shown = outside.strip().splitlines()[0][:60]
-            message = f"text outside of system, user and assistant blocks: {shown!r}"
-            raise InvalidError([Diagnostic(str(self.path), 0, 0, message, "move it into a block")])
+            raise InvalidError([Diagnostic(str(self.path), 0, 0, f"{OUTSIDE}: {shown!r}", "move it into a block")])
         if not messages:
             messages = [("user", outside.strip())]
         return tuple(Message(role, text) for role, text in messages)  # type: ignore[arg-type]
@@ -134,10 +139,31 @@ class Template:
         return changed
 
     def _check_slots(self) -> None:
-        names = [slot.name for slot in find_slots(self.source)]
-        for name in names:
-            if names.count(name) > 1:
-                raise InvalidError([Diagnostic(str(self.path), 0, 0, f"the slot {name!r} stands here twice")])
+        seen: set[str] = set()
+        for slot in find_slots(self.source):
+            if slot.name in seen:
+                line = self.source.count("\n", 0, slot.start) + 1
+                raise InvalidError([self._at(self.path, line, f"the slot {slot.name!r} stands here a second time")])
+            seen.add(slot.name)
+
+    def _check_outside(self) -> None:
+        """Raises InvalidError for text that stands outside of every message, beside messages."""
+        body = self._environment.parse(self.source).body
+        if not any(isinstance(node, nodes.CallBlock) for node in body):
+            return
+        for node in body:
+            for part in node.nodes if isinstance(node, nodes.Output) else ():
+                text = part.data if isinstance(part, nodes.TemplateData) else "{{"
+                if text.strip():
+                    line = part.lineno + text[: len(text) - len(text.lstrip())].count("\n")
+                    raise InvalidError([self._at(self.path, line, OUTSIDE, "move it into a block")])
+
+    def _at(self, path: Path, line: int, message: str, hint: str = "") -> Diagnostic:
+        """A diagnostic at a line of this template, or of one that it includes."""
+        lines = (self.source if path == self.path else path.read_text(encoding="utf-8")).splitlines()
+        source = lines[line - 1] if 0 < line <= len(lines) else ""
+        column = len(source) - len(source.lstrip()) + 1 if source.strip() else 0
+        return Diagnostic(str(path), line, column, message, hint, source=source)
 
     def _names(self, source: str, path: Path, above: tuple[Path, ...]) -> set[str]:
         """Undeclared names of a template and its includes. Raises InvalidError for syntax and include cycles."""
@@ -146,9 +172,10 @@ class Template:
             raise InvalidError([Diagnostic(str(self.path), 0, 0, f"templates include each other in a cycle: {circle}")])
         try:
             tree = self._environment.parse(source)
+            names = meta.find_undeclared_variables(tree)
         except jinja2.TemplateSyntaxError as error:
-            raise InvalidError([self._syntax(error, path, source)]) from None
-        names = meta.find_undeclared_variables(tree)
+            message = f"not a valid template: {explained(error)}"
+            raise InvalidError([self._at(path, error.lineno, message)]) from None
         for included in meta.find_referenced_templates(tree):
             if included is not None:
                 names |= self._included(included, source, path, above)
@@ -158,14 +185,8 @@ class Template:
         inner = self.path.parent / name
         if not inner.is_file():
             line = next((i for i, text in enumerate(source.splitlines(), 1) if name in text), 0)
-            raise InvalidError([Diagnostic(str(path), line, 0, f"includes {name!r}, which is not there")])
+            raise InvalidError([self._at(path, line, f"includes {name!r}, which is not there")])
         return self._names(inner.read_text(encoding="utf-8"), inner, (*above, path))
-
-    def _syntax(self, error: jinja2.TemplateSyntaxError, path: Path, source: str) -> Diagnostic:
-        lines = source.splitlines()
-        line = error.lineno if error.lineno <= len(lines) else 0
-        text = lines[line - 1] if line else ""
-        return Diagnostic(str(path), error.lineno, 0, f"not a valid template: {error.message}", source=text)
 
     def line_of(self, name: str) -> tuple[int, str]:
         """Line (from 1) that first speaks of ``name``, and its text; (0, "") when none does."""

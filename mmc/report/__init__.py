@@ -1,5 +1,5 @@
 """One self-contained HTML page about a build."""
 
-from mmc.report.html import ReportJob, report_html
+from mmc.report.html import ReportJob, Story, report_html
 
-__all__ = ["ReportJob", "report_html"]
+__all__ = ["ReportJob", "Story", "report_html"]

@@ -9,49 +9,84 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
+from markupsafe import Markup
+
+from mmc.report.chart import Chart, charts_of
+from mmc.report.render import environment, gain, score, stylesheet
 
 Row = dict[str, Any]
 SHOWN = 8
 """Examples shown of each kind."""
+TEXT = 1500
+"""Most characters shown of one text of a trace."""
+
+
+@dataclass(frozen=True)
+class Story:
+    """How one stage went: the curves of a training, or the result of a search (its ``result.json``)."""
+
+    stage: str
+    metrics: Sequence[Row] = ()
+    search: Row | None = None
+
+    @property
+    def charts(self) -> list[Chart]:
+        """Empty for less than two steps: a curve needs two."""
+        return charts_of(self.metrics) if len(self.metrics) > 1 else []
 
 
 @dataclass(frozen=True)
 class ReportJob:
-    """What the page tells. Stages as in the manifest; prompts are (before, after) by module; traces as kept by a compile."""
+    """What the page tells. Manifest and lock as in the build; prompts are (before, after) by module; traces as kept by a
+    compile; ``inputs`` are the names of the program's.
+    """
 
     title: str
     build: Path
-    stages: Sequence[Row]
+    manifest: Row
+    lock: Row
+    inputs: Sequence[str]
     prompts: Mapping[str, tuple[str, str]]
-    metrics: Sequence[Sequence[Row]]
+    stories: Sequence[Story]
     before: Sequence[Row]
     after: Sequence[Row]
 
 
 def report_html(job: ReportJob) -> str:
     """The page. All text is escaped."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("mmc.report", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-    )
     start = {row["example"]: row for row in job.before}
-    changed = [(start[row["example"]], row) for row in job.after if row["example"] in start]
-    wins = [pair for pair in changed if pair[1]["reward"] > pair[0]["reward"]]
-    losses = [pair for pair in changed if pair[1]["reward"] < pair[0]["reward"]]
-    failures = [(None, row) for row in job.after if row["reward"] == 0]
-    return environment.get_template("page.html.j2").render(
+    pairs = [(start[row["example"]], row) for row in job.after if row["example"] in start]
+    won = [pair for pair in pairs if pair[1]["reward"] > pair[0]["reward"]]
+    lost = [pair for pair in pairs if pair[1]["reward"] < pair[0]["reward"]]
+    failed = [pair for pair in pairs if pair[1]["reward"] == 0 and pair not in lost]
+    page = environment("mmc.report").get_template("page.html.j2")
+    return page.render(
         job=job,
+        style=Markup(stylesheet()),
+        first=job.manifest["stages"][0],
+        headline=headline(job.manifest["stages"]),
+        stories=[story for story in job.stories if story.charts or (story.search or {}).get("trials")],
         prompts={name: words_changed(*pair) for name, pair in job.prompts.items()},
-        curves=[curve([row["reward"] for row in rows]) for rows in job.metrics if len(rows) > 1],
+        most=TEXT,
+        won=len(won),
+        lost=len(lost),
+        same=len(pairs) - len(won) - len(lost),
         kinds=[
-            ("Won since the start", len(wins), wins[:SHOWN]),
-            ("Lost since the start", len(losses), losses[:SHOWN]),
-            ("Scored 0 at the end", len(failures), failures[:SHOWN]),
+            ("Won since the start", "won", len(won), won[:SHOWN]),
+            ("Lost since the start", "lost", len(lost), lost[:SHOWN]),
+            ("Scored 0 before and after", "failed", len(failed), failed[:SHOWN]),
         ],
     )
+
+
+def headline(stages: Sequence[Row]) -> str:
+    """The outcome in a sentence."""
+    first, last = stages[0], stages[-1]
+    if len(stages) == 1:
+        return f"Scores {score(first['score'])}; no stage was run."
+    found = last["to_start"]
+    span = f"{gain(found['mean'])}, 95% interval {gain(found['low'])} to {gain(found['high'])}"
+    return f"From {score(first['score'])} to {score(last['score'])} on {first['n']} {first['split']} examples ({span})."
 
 
 def words_changed(before: str, after: str) -> list[tuple[str, str]]:
@@ -65,22 +100,3 @@ def words_changed(before: str, after: str) -> list[tuple[str, str]]:
         pieces += [("removed", "".join(old[a:b]))] if b > a else []
         pieces += [("added", "".join(new[c:d]))] if d > c else []
     return pieces
-
-
-def curve(values: Sequence[float], width: int = 640, height: int = 160) -> Mapping[str, Any]:
-    """Points of a polyline for an SVG of ``width`` x ``height``, y from 0 to 1, and of its running mean over five."""
-    smooth = [sum(values[max(0, i - 4) : i + 1]) / len(values[max(0, i - 4) : i + 1]) for i in range(len(values))]
-
-    def points(series: Sequence[float]) -> str:
-        step = width / max(1, len(series) - 1)
-        return " ".join(f"{i * step:.1f},{height * (1 - min(1.0, max(0.0, v))):.1f}" for i, v in enumerate(series))
-
-    return {
-        "raw": points(values),
-        "smooth": points(smooth),
-        "width": width,
-        "height": height,
-        "steps": len(values),
-        "first": smooth[min(4, len(smooth) - 1)],
-        "last": smooth[-1],
-    }

@@ -12,6 +12,7 @@ from mmc.data import Example
 from mmc.engine.base import Engine, distinct
 from mmc.metric import Interval, interval
 from mmc.program.graph import Program
+from mmc.program.usage import ByModule
 from mmc.prompt import Template
 from mmc.spec.searches import BootstrapSearch, GepaSearch, HalvingSearch, MiproSearch
 
@@ -94,6 +95,10 @@ class SearchResult:
     replaced: bool
     note: str
     """The outcome in a sentence."""
+    finalist: int | None = None
+    """Number of the trial that was compared with the start at the end; None when there was none."""
+    usage: ByModule | None = None
+    """Of the whole search; None where a journal does not tell it by module."""
 
 
 class Strategy(Protocol):

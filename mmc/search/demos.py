@@ -26,7 +26,7 @@ from mmc.program.trajectory import Trajectory
 from mmc.prompt import DEMOS
 from mmc.search.base import SearchJob, TrialReport, all_templates
 from mmc.search.journal import Journal
-from mmc.search.ledger import Ledger, usage_of
+from mmc.search.ledger import Ledger, usage_of_runs
 from mmc.spec.metrics import ExactMetric, F1Metric, Metric, RecallMetric, WeightedMetric
 
 TEMPERATURE = 0.7
@@ -81,7 +81,7 @@ def _find(job: SearchJob) -> dict[str, Any]:
     return {
         "rewards": [t.reward for t in runs] if wanted else [],
         "demos": [asdict(demo) for demo in demos],
-        "usage": usage_of(call.completion for t in [*runs, *again] for call in (*t.calls, *t.judged)),
+        "usage": usage_of_runs([*runs, *again]),
         "samples": {module: inputs for module, inputs in samples.items() if inputs is not None},
     }
 

@@ -23,7 +23,7 @@ from mmc.prompt import escape
 from mmc.search.base import SearchJob, SearchResult, TrialReport, kept_beginnings
 from mmc.search.demos import find_demos, showable
 from mmc.search.journal import Journal, identity_of
-from mmc.search.ledger import Ledger, usage_of
+from mmc.search.ledger import Ledger, usage_of_runs
 from mmc.search.propose import Proposer, Task, places
 from mmc.search.space import Refusal
 from mmc.search.trials import Entrant, Trials
@@ -179,7 +179,7 @@ class _Evolution:
             "scores": [run.reward for run in runs],
             "outputs": [json.loads(json.dumps(run.outputs, default=str)) for run in runs],
             "tokens": [sum(call.completion.prompt_tokens for call in run.calls) for run in runs],
-            "usage": usage_of(call.completion for run in runs for call in (*run.calls, *run.judged)),
+            "usage": usage_of_runs(runs),
             "cases": [{"calls": _told(run, example)} for run, example in zip(runs, batch, strict=True)],
         }
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from mmc.engine.base import Completion
 from mmc.errors import UsageError
+from mmc.program.trajectory import Trajectory
+from mmc.program.usage import ByModule, added, plain_usage, usage_by_module, usage_from, usage_of_call
 from mmc.spec.searches import Budget
 
 Usage = Mapping[str, Any]
-"""calls, tokens, dollars (None: a price is not known), as it stands in the journal."""
+"""calls, tokens, dollars (None: a price is not known), and the same by module, as it stands in the journal."""
+PROPOSER = "(proposer)"
+"""Stands for a module where a model wrote texts."""
 
 
 def usage_of(completions: Iterable[Completion]) -> dict[str, Any]:
@@ -27,6 +31,17 @@ def usage_of(completions: Iterable[Completion]) -> dict[str, Any]:
     return {"calls": calls, "tokens": tokens, "dollars": dollars}
 
 
+def usage_of_runs(runs: Sequence[Trajectory]) -> dict[str, Any]:
+    """What runs cost, with their judges' calls."""
+    completions = [call.completion for run in runs for call in (*run.calls, *run.judged)]
+    return {**usage_of(completions), "modules": plain_usage(usage_by_module(runs))}
+
+
+def usage_of_proposal(completion: Completion) -> dict[str, Any]:
+    """What a proposer's answer cost."""
+    return {**usage_of([completion]), "modules": plain_usage({PROPOSER: usage_of_call(completion)})}
+
+
 @dataclass
 class Ledger:
     """Sums of usage against a budget. Work read from the journal counts as it did when it was done."""
@@ -35,12 +50,16 @@ class Ledger:
     calls: int = 0
     tokens: int = 0
     dollars: float | None = 0.0
+    modules: ByModule | None = field(default_factory=dict)
+    """Usage by module; None once something was read from a journal that does not tell."""
     began: float = field(default_factory=time.monotonic)
 
     def add(self, usage: Usage) -> None:
         """Counts a piece of work. Raises UsageError when dollars are limited and a price is not known."""
         self.calls += usage["calls"]
         self.tokens += usage["tokens"]
+        known = usage["modules"] if "modules" in usage else None if usage["calls"] else {}
+        self.modules = None if self.modules is None or known is None else added([self.modules, usage_from(known)])
         cost = usage["dollars"]
         self.dollars = None if cost is None or self.dollars is None else self.dollars + cost
         if self.dollars is None and self.budget.dollars is not None:

@@ -21,7 +21,7 @@ from mmc.program.outputs import format_of
 from mmc.prompt import DEMOS, Template, escape
 from mmc.search.base import SearchJob
 from mmc.search.journal import Journal
-from mmc.search.ledger import Ledger, usage_of
+from mmc.search.ledger import Ledger, usage_of, usage_of_proposal
 from mmc.search.space import Option, filled
 from mmc.spec.searches import Proposing
 
@@ -148,7 +148,7 @@ class Proposer:
                     done = await engine.complete(request)
             except RunFailure as error:
                 return {"text": "", "error": str(error), "usage": usage_of([])}
-            return {"text": done.text, "usage": usage_of([done])}
+            return {"text": done.text, "usage": usage_of_proposal(done)}
 
         async def everything() -> list[dict[str, Any]]:
             return list(await asyncio.gather(*(one(key, messages) for key, messages in questions)))

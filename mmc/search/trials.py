@@ -18,7 +18,7 @@ from mmc.program.graph import Program
 from mmc.program.run import RunSettings
 from mmc.search.base import SearchJob, SearchResult, Trial, TrialReport
 from mmc.search.journal import Journal
-from mmc.search.ledger import Ledger, usage_of
+from mmc.search.ledger import Ledger, usage_of_runs
 from mmc.search.space import Refusal, Space
 from mmc.search.verdict import LEVEL, Verdict, judge
 
@@ -97,12 +97,11 @@ class Trials:
         settings = RunSettings("prompts", 0, self.job.seed, 0.0)
         done = evaluate(entrant.program, self.job.engines, examples, settings)
         completions = [call.completion for t in done.trajectories for call in t.calls]
-        judged = [call.completion for t in done.trajectories for call in t.judged]
         return {
             "what": entrant.what,
             "scores": done.scores,
             "tokens": sum(c.prompt_tokens for c in completions),
-            "usage": usage_of([*completions, *judged]),
+            "usage": usage_of_runs(done.trajectories),
             "failures": done.failures,
         }
 
@@ -138,6 +137,8 @@ class Trials:
             difference=verdict.difference,
             replaced=best is not start,
             note="; ".join(part for part in parts if part),
+            finalist=None if finalist is None else finalist.number,
+            usage=self.ledger.modules,
         )
 
 

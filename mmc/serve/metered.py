@@ -29,6 +29,7 @@ class Metered:
 
     def __init__(self, engine: Engine, meter: Meter) -> None:
         self._engine, self._meter = engine, meter
+        self.spent, self.width = engine.spent, engine.width
 
     async def complete(self, request: Request, watch: Watch | None = None) -> Completion:
         """Raises ProgramLimit when prompt and longest completion do not fit what is left."""

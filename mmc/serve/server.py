@@ -25,7 +25,7 @@ def serve(program: Program, options: Options, say: Callable[[str], None]) -> Non
         import prometheus_client  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
-        raise EnvironmentProblem(f"serving needs {error.name}: pip install 'mmc[serve,metrics]'") from error
+        raise EnvironmentProblem(f"serving needs {error.name}: pip install 'mmc[serve]'") from error
     from mmc.serve.worker import Worker
 
     with _listening(options) as listener:

@@ -26,7 +26,9 @@ class F1Metric(Keys):
 
     type: Literal["f1"]
     predicted: str
+    """A program output: a text, or a list of texts."""
     gold: str
+    """A column of the data: a text, or a list of texts."""
 
 
 class RecallMetric(Keys):
@@ -34,7 +36,9 @@ class RecallMetric(Keys):
 
     type: Literal["recall"]
     predicted: str
+    """A program output that is a list."""
     gold: str
+    """A column of the data that holds a list."""
 
 
 class ContainsMetric(Keys):
@@ -42,7 +46,9 @@ class ContainsMetric(Keys):
 
     type: Literal["contains"]
     predicted: str
+    """A program output: the text that is looked through."""
     gold: str
+    """A column of the data: a text, or a list of texts, to look for."""
     absent: bool = False
     """The share of those that do not stand in it instead: what must not leak."""
 
@@ -52,6 +58,7 @@ class JudgeMetric(Keys):
 
     type: Literal["judge"]
     module: Name
+    """The module that judges; its inputs are what it is shown."""
     with_: dict[Name, Any] = Field(default={}, alias="with")
     """Inputs of the module, as expressions over the program's outputs and the columns of the data; one that is left out is
     the output or column of the same name. `example` is the whole row, for a column that has an output's name."""
@@ -66,6 +73,7 @@ class PythonMetric(Keys):
 
     type: Literal["python"]
     function: str = Field(pattern=r"^[\w.]+:[\w.]+$")
+    """`package.module:function`; modules beside the spec are found too."""
     # It decides whether there is a score, not what it is, so no result of a compile depends on it.
     timeout: float = Field(60.0, gt=0, exclude=True)
     """Seconds after which a run counts as failed because its score is not there."""
@@ -75,8 +83,11 @@ class WeightedPart(Keys):
     """One part of a weighted metric."""
 
     name: Name
+    """Names the part in scores and reports."""
     weight: float
+    """What its score is multiplied with; negative for a penalty."""
     metric: Metric
+    """Any metric, another sum included."""
 
 
 class WeightedMetric(Keys):
@@ -84,6 +95,7 @@ class WeightedMetric(Keys):
 
     type: Literal["weighted"]
     of: list[WeightedPart] = Field(min_length=1)
+    """The parts of the sum."""
 
 
 Metric = Annotated[

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag
 
 from mmc.spec.keys import Keys, Name
+from mmc.spec.lm import LiteLlmModel, LocalModel, Model, OpenAiModel, Price, RemoteModel, VllmSampler
 from mmc.spec.metrics import Metric, WeightedPart
 from mmc.spec.optimizers import Clip, Distill, Grouping, Lora, MmGrpo, Teacher, Tuning
 from mmc.spec.searches import BootstrapSearch, GepaSearch, HalvingSearch, MiproSearch, PromptSearch
@@ -19,45 +20,6 @@ from mmc.spec.tools import Bm25Tool, HttpTool, McpTool, PythonTool, Record, Tool
 Expression = str
 """A Jinja expression in double braces, such as ``{{ hits | length }}``, or plain text that may contain some."""
 
-
-# --- models -------------------------------------------------------------------------------------------------------
-
-
-class LocalModel(Keys):
-    """A model that runs in this process on the trie engine."""
-
-    type: Literal["local"]
-    source: str | list[str]
-    """Where the weights come from; the first source that is there is used. `hf:OWNER/NAME` (Hugging Face cache or hub),
-    `path:DIR` (a folder transformers can load), `package:PACKAGE/FILE.gguf` (a GGUF file shipped in an installed
-    Python package)."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of the weights. auto: float32 on a CPU, bfloat16 on a GPU."""
-    batch_tokens: int | None = Field(None, gt=0)
-    """Most distinct tokens kept in the cache at a time; more work waits its turn. As many as an eighth of the memory holds,
-    at most 16384, when left out."""
-
-
-class LiteLlmModel(Keys):
-    """A model behind an API, called through LiteLLM. Its modules cannot be trained or constrained."""
-
-    type: Literal["litellm"]
-    model: str
-    """LiteLLM's name of it, provider first: `openai/gpt-4.1-mini`."""
-    api_key: str | None = None
-    """`${env:NAME}`, the environment variable that holds the key. When left out, LiteLLM looks for the provider's usual one,
-    such as OPENAI_API_KEY. The key itself never stands in a spec."""
-    api_base: str | None = None
-    """Address of the API, where it is not the provider's own; may contain `${env:NAME}`."""
-    concurrency: int = Field(8, gt=0)
-    """Most requests at a time."""
-    timeout: float = Field(60.0, gt=0)
-    """Seconds for one request."""
-    retries: int = Field(3, ge=0)
-    """How often a request is repeated after a time-out, a lost connection, a rate limit or an error of the server."""
-
-
-Model = Annotated[LocalModel | LiteLlmModel, Field(discriminator="type")]
 
 # --- types --------------------------------------------------------------------------------------------------------
 
@@ -126,66 +88,83 @@ class CallStep(Keys):
     """Calls a module. Its outputs are then known under the module's name, or under `as`."""
 
     call: str
+    """Name of an entry of `modules`."""
     with_: dict[str, Any] = Field(default={}, alias="with")
     """Inputs of the module; an input that is left out is taken from the variable of the same name."""
     as_: Name | None = Field(None, alias="as")
+    """The variable that its outputs become attributes of; the module's name when left out."""
 
 
 class ToolStep(Keys):
     """Calls a tool. Its result is then known under the tool's name, or under `as`."""
 
     tool: str
+    """Name of an entry of `tools`."""
     with_: dict[str, Any] = Field(default={}, alias="with")
+    """The tool's arguments."""
     as_: Name | None = Field(None, alias="as")
+    """The variable that its result becomes; the tool's name when left out."""
 
 
 class SetStep(Keys):
     """Sets variables. All values are computed before any is set."""
 
     set: dict[Name, Any]
+    """Name and value of each variable; values may be expressions."""
 
 
 class IfStep(Keys):
     """Runs `steps` when the expression is true, `else` otherwise."""
 
     if_: Expression = Field(alias="if")
+    """The condition, as an expression."""
     steps: list[Step]
+    """What happens when it is true."""
     else_: list[Step] = Field(default=[], alias="else")
+    """What happens when it is not."""
 
 
 class RepeatStep(Keys):
     """Runs `steps` up to `repeat` times, until the expression is true after a turn."""
 
     repeat: int = Field(gt=0)
+    """Most turns."""
     until: Expression | None = None
+    """Looked at after each turn; when it is true, the loop ends."""
     steps: list[Step]
+    """What happens in a turn."""
 
 
 class ForStep(Keys):
     """Runs `steps` once for each item of a list: `for: {item: "{{ items }}"}`."""
 
     for_: dict[Name, Expression] = Field(alias="for", min_length=1, max_length=1)
+    """The variable that holds the item, and the list."""
     steps: list[Step]
+    """What happens for each item."""
 
 
 class ParallelStep(Keys):
     """Runs branches at the same time. Each sees the variables from before; what they set is merged in order."""
 
     parallel: list[list[Step]] = Field(min_length=1)
+    """The branches, each a list of steps."""
 
 
 class ReturnStep(Keys):
     """Ends the run with these outputs."""
 
     return_: dict[Name, Any] = Field(alias="return")
+    """Name and value of each output."""
 
 
-_STEP_KEYS = ("call", "tool", "set", "if", "repeat", "for", "parallel", "return")
+STEP_KEYS = ("call", "tool", "set", "if", "repeat", "for", "parallel", "return")
+"""The keys that say what a step does; it has one of them."""
 
 
 def _step_kind(value: object) -> str | None:
     keys = value.keys() if isinstance(value, dict) else [k.rstrip("_") for k in type(value).model_fields]  # type: ignore[attr-defined]
-    return next((key for key in _STEP_KEYS if key in keys), None)
+    return next((key for key in STEP_KEYS if key in keys), None)
 
 
 Step = Annotated[
@@ -249,8 +228,11 @@ class Data(Keys):
     """Where examples come from. Search and training see train, choices are made on dev, scores reported on test."""
 
     train: DataSource
+    """Rows that search and training see."""
     dev: DataSource
+    """Rows that choices are made on: candidates, checkpoints, whether a stage stays."""
     test: DataSource
+    """Rows that scores are reported on; nothing else touches them."""
 
 
 # --- compile ---------------------------------------------------------------------------------------------------------
@@ -260,13 +242,17 @@ class Compile(Keys):
     """How the program is made better."""
 
     seed: int = 0
+    """What all draws depend on: the same seed gives the same build."""
     strategy: list[Literal["prompts", "distill", "weights"]] = ["prompts", "weights"]
     """Stages, in order; each starts from what the last one left."""
     gate: bool = True
     """Whether a stage that does not help on dev is rolled back."""
     prompts: PromptSearch = HalvingSearch()
+    """The stage `prompts`: what is tried in the slots, and how it is chosen."""
     distill: Distill = Distill()
+    """The stage `distill`: learning from runs that pass."""
     weights: MmGrpo = MmGrpo()
+    """The stage `weights`: multi-module GRPO."""
 
 
 class Origin(Keys):
@@ -281,8 +267,9 @@ class Origin(Keys):
 
 
 __all__ = [
-    "Bm25Tool", "BootstrapSearch", "Clip", "Distill", "GepaSearch", "Grouping", "HalvingSearch", "HttpTool", "Keys", "Lora",
-    "McpTool", "MiproSearch", "MmGrpo", "PythonTool", "Record", "Teacher", "Tuning",
+    "Bm25Tool", "BootstrapSearch", "Clip", "Distill", "GepaSearch", "Grouping", "HalvingSearch", "HttpTool", "Keys",
+    "LiteLlmModel", "LocalModel", "Lora", "McpTool", "MiproSearch", "MmGrpo", "OpenAiModel", "Price", "PythonTool", "Record",
+    "RemoteModel", "Teacher", "Tuning", "VllmSampler",
 ]  # fmt: skip
 """Defined beside this file, and part of what a spec is made of."""
 
@@ -295,19 +282,28 @@ class Spec(Keys):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
     """Names the build folder."""
     description: str = ""
+    """What the program does, for people."""
     models: dict[Name, Model] = Field(min_length=1)
+    """The LMs that modules, teachers and the proposer name."""
     tools: dict[Name, Tool] = {}
+    """What steps can call besides modules."""
     modules: dict[Name, Module] = Field(min_length=1)
+    """The kinds of LM calls, each with a prompt of its own."""
     program: Program
+    """What a run does, from inputs to outputs."""
     data: Data | None = None
+    """Examples: needed to compile, evaluate and render."""
     metric: Metric | None = None
+    """How good a run is, from 0 to 1: needed to compile and evaluate."""
     shaping: dict[Name, list[WeightedPart]] = {}
     """For each module, metrics of its single calls that training adds to the run's reward: `predicted` names an output or
     input of the module, `gold` a column of the data. They shape training only; scores are the metric's alone."""
     compile: Compile = Compile()
+    """The stages that make the program better, and their settings."""
     adapters: dict[Name, str] = {}
     """For each module, the folder of the adapter it runs with; written by a compile."""
     origin: Origin | None = None
+    """What a build was made from; written by a compile."""
 
 
 for _model in (IfStep, RepeatStep, ForStep, ParallelStep, Program, Spec):

@@ -13,7 +13,9 @@ class Lora(Keys):
     """The adapter that is trained; names and defaults as in PEFT, all linear layers."""
 
     rank: int = Field(16, gt=0)
+    """Width of the adapter's inner layer: how much it can learn, and how large it is."""
     alpha: float = Field(32.0, gt=0)
+    """Strength of the adapter; alpha / rank multiplies what it adds."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Share of the adapter's inputs that training sets to zero."""
     targets: str | list[str] = "all-linear"
@@ -28,7 +30,9 @@ class Clip(Keys):
     """Range of the ratio between the policy now and the one that sampled: [1 - low, 1 + high]."""
 
     low: float = Field(0.2, ge=0)
+    """How far the ratio may fall below 1 before a token stops counting."""
     high: float = Field(0.2, ge=0)
+    """How far it may rise above 1."""
 
 
 class Grouping(Keys):
@@ -61,6 +65,7 @@ class Importance(Keys):
     level: Literal["token", "sequence"] = "token"
     """Whether a token has the weight of itself or of its whole completion."""
     cap: float = Field(2.0, gt=0)
+    """Largest weight a token or completion may get."""
 
 
 class Teacher(Keys):
@@ -76,11 +81,12 @@ class Teacher(Keys):
     rollouts: int = Field(2, gt=0)
     """Runs an example."""
     temperature: float = Field(1.0, ge=0)
+    """Of its runs; 0 is greedy."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if (self.spec is None) == (self.model is None and not self.templates):
-            raise ValueError("a teacher has either `spec` or `model` and `templates`, one of these or both")
+            raise ValueError("a teacher is another `spec`, or this program with another `model` or other `templates`")
         return self
 
 
@@ -88,18 +94,22 @@ class Tuning(Keys):
     """What every training of weights has: what is tuned, and how steps are made."""
 
     learning_rate: float = Field(6e-4, gt=0)
+    """Step size of AdamW, at its highest."""
     warmup: int = Field(0, ge=0)
     """Steps over which the learning rate rises from 0."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """How the learning rate falls after the warm-up, to `floor` of it at the last step."""
     floor: float = Field(0.1, ge=0, le=1)
+    """Share of the learning rate that is left at the last step."""
     max_grad_norm: float = Field(1.0, gt=0)
+    """Longer gradients are shortened to this norm."""
     forest_tokens: int | None = Field(None, gt=0)
     """Most distinct tokens in one forward and backward; gradients of a step with more are accumulated, and what its parts
     share is computed once. Found from the free memory before the first step, when left out."""
     adapters: Literal["shared", "module"] | dict[str, list[str]] = "shared"
     """One adapter for all trained modules, one a module, or named groups of modules: `{writers: [draft, revise]}`."""
     lora: Lora = Lora()
+    """Size and kind of the adapters."""
     full: bool = False
     """Tune all weights instead of an adapter."""
 
@@ -137,10 +147,13 @@ class MmGrpo(Tuning):
     """What rewards less their group's mean are divided by: the group's standard deviation; that of the whole step; nothing.
     leave_one_out: less the mean of the others in the group, divided by nothing."""
     grouping: Grouping = Grouping()
+    """Which calls are compared with each other."""
     inner_epochs: int = Field(1, gt=0)
     """Optimizer passes over one step's rollouts."""
     clip: Clip = Clip()
+    """Bounds of the policy's change within a step; acts with `inner_epochs` above 1."""
     importance: Importance = Importance()
+    """Correction for what another engine, model or program sampled; acts with `teachers` or in half precision."""
     kl: float = Field(0.0, ge=0)
     """Weight of the KL penalty to the model without adapter."""
     resample: int = Field(0, ge=0)
@@ -180,7 +193,7 @@ class MmGrpo(Tuning):
         for width in self.tree:
             product *= width
         if product != self.rollouts or min(self.tree) < 1:
-            raise ValueError(f"the widths of `tree` multiply to {product}, but `rollouts` is {self.rollouts}")
+            raise ValueError(f"`tree` draws {product} runs in all, but `rollouts` is {self.rollouts}")
         if self.grouping != Grouping():
             raise ValueError("`grouping` does nothing with `tree`, which compares the calls made from one state")
         if self.teachers:
@@ -196,6 +209,7 @@ class Distill(Tuning):
     rollouts: int = Field(4, ge=0)
     """The program's own runs for each of them."""
     temperature: float = Field(1.0, ge=0)
+    """Of the program's own runs."""
     teachers: list[Teacher] = []
     """Others that are run on the same examples."""
     threshold: float = 1.0
@@ -203,9 +217,11 @@ class Distill(Tuning):
     per_example: int = Field(2, gt=0)
     """Most passing runs used for one example, the best first; different ones only."""
     epochs: int = Field(2, gt=0)
+    """Passes over the runs that are learned from."""
     batch: int = Field(32, gt=0)
     """Runs an optimizer step."""
     learning_rate: float = Field(3e-4, gt=0)
+    """Step size of AdamW, at its highest."""
 
     @model_validator(mode="after")
     def _somebody_runs(self) -> Self:

@@ -121,3 +121,32 @@ def _add(text: str, document: Document, node: yaml.MappingNode, entry: tuple[str
     line_end = len(text) if line_end < 0 else line_end
     indent = " " * node.start_mark.column
     return text[:line_end] + f"\n{indent}{written}" + (text[line_end:] or "\n")
+
+
+def rename(text: str, path: KeyPath, key: str) -> str:
+    """``text`` with another key for the entry under ``path``; its value and comments stay. Raises KeyError without that entry."""
+    node = parse(text, "spec").keys[path]
+    return text[: node.start_mark.index] + key + text[node.end_mark.index :]
+
+
+def remove(text: str, path: KeyPath) -> str:
+    """``text`` without the entry under ``path``, and without the comment on its line. Raises KeyError without that entry."""
+    document = parse(text, "spec")
+    start = document.keys[path].start_mark.index
+    _, end = _span(text, document.values[path])
+    holder = document.values[path[:-1]]
+    assert isinstance(holder, yaml.MappingNode)
+    if len(holder.value) == 1 and not holder.flow_style:
+        return text[:start] + "{}" + text[end:]
+    if holder.flow_style:
+        after = re.match(r"\s*,\s*", text[end:])
+        if after:
+            return text[:start] + text[end + after.end() :]
+        return re.sub(r"\s*,?\s*$", "", text[:start]) + text[end:]
+    line = text.rfind("\n", 0, start) + 1
+    line_end = text.find("\n", end)
+    rest = "" if line_end < 0 else text[line_end + 1 :]
+    if text[line:start].strip():
+        # The first key of an item of a list: the next one takes its place behind the dash.
+        return text[:start] + rest.lstrip()
+    return text[:line] + rest

@@ -31,6 +31,7 @@ class Search(Keys):
     bootstrap: int = Field(64, ge=0)
     """Training examples that the start program runs on to find demonstrations in successful trajectories."""
     budget: Budget = Budget()
+    """Where the search stops trying and judges what it has."""
 
 
 class HalvingSearch(Search):

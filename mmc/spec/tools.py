@@ -47,7 +47,7 @@ class PythonTool(_Recorded):
 
     type: Literal["python"]
     function: str = Field(pattern=r"^[\w.]+:[\w.]+$")
-    """`package.module:function`."""
+    """`package.module:function`; modules beside the spec are found too."""
     timeout: float = Field(60.0, gt=0)
     """Seconds after which a call counts as failed."""
     # How many run at a time changes no answer, so no result of a compile depends on it.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mmc.spec.metrics import judges_of
-from mmc.spec.model import LiteLlmModel, Spec, Training, Tuning
+from mmc.spec.model import RemoteModel, Spec, Training, Tuning
 
 SHARED = "shared"
 """Name of the adapter that all trained modules share."""
@@ -34,8 +34,7 @@ def tuning_problems(spec: Spec, config: Tuning) -> list[str]:
     remote = [module for module in trained if _remote(spec, module)]
     if remote:
         return [
-            f"the module {m!r} runs on a `type: litellm` model, which cannot be trained; give it `train: false`"
-            for m in remote
+            f"the module {m!r} runs on a remote model, which cannot be trained; give it `train: false`" for m in remote
         ]
     models = sorted({spec.modules[module].model for module in trained})
     if len(models) > 1:
@@ -44,7 +43,7 @@ def tuning_problems(spec: Spec, config: Tuning) -> list[str]:
 
 
 def _remote(spec: Spec, module: str) -> bool:
-    return isinstance(spec.models.get(spec.modules[module].model), LiteLlmModel)
+    return isinstance(spec.models.get(spec.modules[module].model), RemoteModel)
 
 
 def _groups(trained: list[str], config: Tuning) -> list[str]:

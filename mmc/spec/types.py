@@ -33,14 +33,19 @@ def parse_type(text: str) -> Type:
     if match:
         return Type("list", parse_type(match.group(1)))
     raise ValueError(
-        f"{text!r} is not a type; known are {', '.join(SIMPLE)} and list[...]" + did_you_mean(text, SIMPLE)
+        f"{text!r} is not a type; known are {', '.join(SIMPLE)} and list[...]." + did_you_mean(text, SIMPLE)
     )
+
+
+def closest(word: str, words: Iterable[str]) -> str | None:
+    """The known word that was probably meant, if any is near."""
+    return next(iter(difflib.get_close_matches(word, list(words), n=1, cutoff=0.6)), None)
 
 
 def did_you_mean(word: str, words: Iterable[str]) -> str:
     """`` Did you mean 'x'?`` when something known is close, else nothing."""
-    close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.6)
-    return f" Did you mean {close[0]!r}?" if close else ""
+    close = closest(word, words)
+    return f" Did you mean {close!r}?" if close is not None else ""
 
 
 def coerce(value: Any, wanted: Type) -> Any:

@@ -58,6 +58,7 @@ def test_help_check_and_import_load_nothing_heavy() -> None:
 import sys
 from mmc.cli import execute
 assert execute(["--help"]) == 0
+assert not {"pydantic", "yaml", "jinja2", "rich"} & set(sys.modules), "help is quick"
 assert execute(["check", "specs/helpdesk.yaml"]) == 0
 optional = "torch transformers litellm optuna peft fastapi uvicorn mcp httpx prometheus_client"
 heavy = set(optional.split()) & set(sys.modules)

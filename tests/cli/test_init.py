@@ -78,4 +78,4 @@ def test_an_installed_wheel_brings_its_examples(tmp_path: Path) -> None:
     assert used.stdout.startswith(str(place))
     checked = [sys.executable, "-m", "mmc", "check", "mine/helpdesk.yaml"]
     found = subprocess.run(checked, cwd=empty, env=environment, capture_output=True, text=True, check=False)
-    assert found.stdout == "mine/helpdesk.yaml: ok (2 modules, 1 tools)\n", found.stderr
+    assert found.stdout == "mine/helpdesk.yaml: ok (2 modules, 1 tool)\n", found.stderr

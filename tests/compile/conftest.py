@@ -53,21 +53,19 @@ compile:
 
 @pytest.fixture
 def folder(tmp_path: Path, tiny_model_dir: Path) -> Path:
-    return fill(tmp_path, tiny_model_dir)
+    write_program(tmp_path, tiny_model_dir)
+    return tmp_path
 
 
-def fill(tmp_path: Path, tiny_model_dir: Path) -> Path:
-    """Writes the program into a folder; gives the folder."""
-    (tmp_path / "spec.yaml").write_text(SPEC.replace("SOURCE", str(tiny_model_dir)))
-    (tmp_path / "query.j2").write_text(
-        "{% user %}{% slot instruction %}Write.{% endslot %} {{ question }}{% enduser %}"
-    )
-    (tmp_path / "pick.j2").write_text(
+def write_program(folder: Path, model: Path) -> None:
+    """Writes the program and its data into ``folder``."""
+    (folder / "spec.yaml").write_text(SPEC.replace("SOURCE", str(model)))
+    (folder / "query.j2").write_text("{% user %}{% slot instruction %}Write.{% endslot %} {{ question }}{% enduser %}")
+    (folder / "pick.j2").write_text(
         "{% slot demos %}\n{% endslot %}\n{% user %}{{ question }} {{ hits[0].title }}{% enduser %}"
     )
     kinds = ["ant", "bee", "cat"]
     docs = [{"title": kind, "text": f"animal {kind}"} for kind in kinds]
-    (tmp_path / "docs.jsonl").write_text("".join(json.dumps(d) + "\n" for d in docs))
+    (folder / "docs.jsonl").write_text("".join(json.dumps(d) + "\n" for d in docs))
     rows = [{"question": f"which animal {i}", "title": kinds[i % 3]} for i in range(20)]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    return tmp_path
+    (folder / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))

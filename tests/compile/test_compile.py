@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from mmc.compile import CompileJob, CompileResult, compile_spec, run_matrix
+from mmc.compile.progress import Silent
 from mmc.compile.record import changed_keys
 from mmc.compile.stages import STAGES
 from mmc.errors import UsageError
@@ -111,22 +112,16 @@ class _Killed(BaseException):
     """As an interrupt is: no failure of the stage."""
 
 
-class _Kill:
+class _Kill(Silent):
     """Progress that stops the compile at the n-th sign of life."""
 
     def __init__(self, after: int) -> None:
         self.left = after
 
-    def begin(self, what: str, total: int) -> None:
-        pass
-
-    def advance(self, done: int, detail: str = "") -> None:
+    def advance(self, done: int, detail: str = "", value: float | None = None) -> None:
         self.left -= 1
         if self.left == 0:
             raise _Killed
-
-    def say(self, line: str) -> None:
-        pass
 
 
 def test_interrupted_anywhere_it_resumes_to_the_same_bytes(folder: Path) -> None:

@@ -76,7 +76,7 @@ def test_csv_and_json_are_read_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "options", "expected"),
     [
-        ("bad.jsonl", '{"a": 1}\n{"a": \n', "", "bad.jsonl:2: error: not valid JSON"),
+        ("bad.jsonl", '{"a": 1}\n{"a": \n', "", "bad.jsonl:2:7: error: not valid JSON"),
         ("bad.jsonl", "[1]\n", "", "bad.jsonl:1: error: every row must be an object"),
         ("bad.csv", "a,b\n1\n", "", "bad.csv:2: error: this row does not have the 2 columns of the header"),
         ("bad.txt", "x", "", "unknown kind of data file; known are .jsonl, .json, .csv"),

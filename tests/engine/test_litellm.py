@@ -1,4 +1,4 @@
-"""Remote models, over real HTTP on loopback: the tiny model behind an OpenAI-like API, and the ways in which APIs fail."""
+"""Remote models in programs, and what is LiteLLM's alone."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ import json
 import os
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +19,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from mmc.build.lock import make_lock
 from mmc.compile.state import State
 from mmc.data import Example
-from mmc.engine import litellm as remote
 from mmc.engine import open_engine, open_engines
-from mmc.engine.base import Choice, Completion, Message, Request, Sampling
+from mmc.engine.base import Completion, Message, Request, Sampling
 from mmc.engine.litellm import LiteLlmEngine
 from mmc.engine.local import LocalEngine
-from mmc.errors import EnvironmentProblem, InvalidError, RunFailure, UsageError
+from mmc.errors import EnvironmentProblem, InvalidError, UsageError
 from mmc.mmgrpo.group import Rewards, form_groups
 from mmc.mmgrpo.teacher import open_teachers, teach
 from mmc.mmgrpo.train import TrainingJob, train
@@ -36,84 +33,7 @@ from mmc.program.run import RunSettings, run_all
 from mmc.spec import load
 from mmc.spec.model import LiteLlmModel, MmGrpo, Teacher
 
-KEY = "sk-very-secret"
-GOOD = {
-    "id": "1",
-    "object": "chat.completion",
-    "created": 1,
-    "model": "tiny",
-    "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "blue"}}],
-    "usage": {"prompt_tokens": 11, "completion_tokens": 3, "total_tokens": 14},
-}
-
-
-class Api(ThreadingHTTPServer):
-    """Answers each request by ``answer(handler, body, number)``; keeps what came and how much of it at a time."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.answer: Callable[[Handler, dict[str, Any], int], None] = lambda h, body, n: h.reply(GOOD)
-        self.bodies: list[dict[str, Any]] = []
-        self.keys: set[str] = set()
-        self.now = self.most = 0
-        self.lock = threading.Lock()
-        self.over = threading.Event()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/v1"
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that hang up are part of the tests."""
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Api
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        api = self.server
-        with api.lock:
-            api.bodies.append(body)
-            api.keys.add(self.headers["authorization"])
-            number = len(api.bodies)
-            api.now += 1
-            api.most = max(api.most, api.now)
-        try:
-            api.answer(self, body, number)
-        finally:
-            with api.lock:
-                api.now -= 1
-
-    def reply(self, content: object, status: int = 200, **headers: str) -> None:
-        sent = content if isinstance(content, bytes) else json.dumps(content).encode()
-        self.send_response(status)
-        for name, value in {"content-type": "application/json", "content-length": str(len(sent)), **headers}.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        self.wfile.write(sent)
-
-    def fail(self, status: int, message: str = "no", **headers: str) -> None:
-        self.reply({"error": {"message": message, "type": "error"}}, status, **headers)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-
-@pytest.fixture
-def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
-    monkeypatch.setattr(remote, "FIRST_PAUSE", 0.01)
-    monkeypatch.setenv("TINY_KEY", KEY)
-    server = Api()
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield server
-    server.over.set()
-    server.shutdown()
-    thread.join()
-    server.server_close()
+from .remote_api import GOOD, KEY, Api, Handler
 
 
 @pytest.fixture
@@ -142,117 +62,9 @@ def answers(engine: LiteLlmEngine, *requests: Request) -> list[Completion | Base
         return asyncio.run(all_())
 
 
-def test_a_completion_carries_text_counts_and_cost_but_no_tokens(api: Api, engine: Any) -> None:
-    (found,) = answers(engine(), ask())
-    assert found == Completion(
-        "blue", "stop", prompt_tokens=11, completion_tokens=3, temperature=0.7, exact=False, metadata={"cost": None}
-    )
-    sent = api.bodies[0]
-    assert sent["messages"] == [{"role": "user", "content": "what colour?"}]
-    assert (sent["model"], sent["temperature"], sent["max_tokens"]) == ("tiny", 0.7, 5) and 0 <= sent["seed"] < 2**31
-    assert api.keys == {f"Bearer {KEY}"}
+def test_what_calls_cost_is_litellms_to_say(api: Api, engine: Any) -> None:
     (priced,) = answers(engine(model="openai/gpt-4.1-mini"), ask())
     assert priced.metadata["cost"] == pytest.approx(11 * 0.4e-6 + 3 * 1.6e-6)  # type: ignore[union-attr]
-
-
-def test_a_cut_answer_is_one_of_finish_length(api: Api, engine: Any) -> None:
-    choice = {**GOOD["choices"][0], "finish_reason": "length"}  # type: ignore[index]
-    api.answer = lambda h, body, n: h.reply({**GOOD, "choices": [choice]})
-    (found,) = answers(engine(), ask())
-    assert found.finish == "length"  # type: ignore[union-attr]
-
-
-def test_draws_differ_by_key_alone_and_equal_requests_share_an_answer(api: Api, engine: Any) -> None:
-    one = engine()
-    found = answers(one, ask(1), ask(2), ask(1), ask(1, seed=7))
-    assert found[0] is found[2] and len(api.bodies) == 3
-    assert len({body["seed"] for body in api.bodies}) == 3
-    answers(one, ask(1))
-    assert len(api.bodies) == 4, "a later batch asks anew"
-    assert api.bodies[3]["seed"] in {body["seed"] for body in api.bodies[:3]}, "with the same seed"
-
-
-def test_what_passes_is_tried_again(api: Api, engine: Any) -> None:
-    def answer(h: Handler, body: dict[str, Any], n: int) -> None:
-        match n:
-            case 1:
-                h.fail(429, "slow down", retry_after="1")
-            case 2:
-                h.fail(503)
-            case 3:
-                h.connection.close()
-            case 4:
-                h.reply(b'{"choices": [{"mess')
-            case _:
-                h.reply(GOOD)
-
-    api.answer = answer
-    began = time.perf_counter()
-    (found,) = answers(engine(retries=4), ask())
-    assert isinstance(found, Completion) and found.text == "blue" and len(api.bodies) == 5
-    assert time.perf_counter() - began > 1.0, "a 429 says how long to wait"
-
-
-def hang(h: Handler, body: dict[str, Any], n: int) -> None:
-    h.server.over.wait(10)
-
-
-ENDINGS = [
-    (lambda h, body, n: h.fail(500, f"broken, {KEY}"), 3, RunFailure, "failed: .*broken, \\*\\*\\*"),
-    (hang, 3, RunFailure, r"did not answer within 1 seconds \(timeout\)"),
-    (lambda h, body, n: h.connection.close(), 3, RunFailure, "failed: "),
-    (lambda h, body, n: h.reply(b"<html>hello</html>"), 3, RunFailure, "failed: "),
-    (lambda h, body, n: h.reply({**GOOD, "choices": []}), 3, RunFailure, "failed: "),
-    (lambda h, body, n: h.fail(400, "too long"), 1, RunFailure, "failed: .*too long"),
-    (lambda h, body, n: h.fail(401, f"bad key {KEY}"), 1, EnvironmentProblem, r"openai/tiny .*check its `api_key`"),
-    (lambda h, body, n: h.fail(404, "who?"), 1, EnvironmentProblem, "openai/tiny .*check its `model` and `api_base`"),
-]
-NAMES = ["500", "hangs", "cut", "not json", "no choices", "400", "401", "404"]
-
-
-@pytest.mark.parametrize(("answer", "attempts", "kind", "message"), ENDINGS, ids=NAMES)
-def test_what_stays_broken_is_said_after_the_retries_it_deserves(
-    api: Api, engine: Any, answer: Any, attempts: int, kind: type[Exception], message: str
-) -> None:
-    answers(engine(), ask())  # a first request takes longer
-    api.bodies.clear()
-    api.answer = answer
-    (found,) = answers(engine(retries=2, timeout=1 if answer is hang else 20), ask())
-    assert type(found) is kind
-    with pytest.raises(kind, match=message) as error:
-        raise found
-    assert KEY not in str(error.value)
-    assert len(api.bodies) == attempts
-
-
-def test_no_more_requests_run_at_a_time_than_allowed(api: Api, engine: Any) -> None:
-    def answer(h: Handler, body: dict[str, Any], n: int) -> None:
-        time.sleep(0.05)
-        h.reply(GOOD)
-
-    api.answer = answer
-    one = engine(concurrency=3)
-    for _ in range(2):  # a new event loop each time
-        found = answers(one, *(ask(i) for i in range(10)))
-        assert all(isinstance(f, Completion) for f in found)
-    assert len(api.bodies) == 20 and api.most == 3
-
-
-def test_a_main_loop_that_decodes_meanwhile_costs_no_time_out(api: Api, engine: Any) -> None:
-    async def busy() -> Completion:
-        waiting = asyncio.create_task(one.complete(ask()))
-        await asyncio.sleep(0)
-        time.sleep(2.5)  # as a local engine does
-        return await waiting
-
-    one = engine(timeout=2, retries=0)
-    answers(one, ask(1))  # a first request takes longer
-    assert asyncio.run(busy()).text == "blue"
-
-
-def test_what_needs_a_local_model_is_refused(engine: Any) -> None:
-    found = answers(engine(), ask(constraint=Choice(("a", "b"))), ask(adapter="x"))
-    assert all(isinstance(f, UsageError) and "need" in str(f) and "type: local" in str(f) for f in found)
 
 
 def test_what_the_machine_lacks_is_said_at_the_opening(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,11 +80,6 @@ def test_what_the_machine_lacks_is_said_at_the_opening(engine: Any, monkeypatch:
         without.setitem(sys.modules, "litellm", None)
         with pytest.raises(EnvironmentProblem, match=r"pip install 'mmc\[remote\]'"):
             engine()
-
-
-def test_tokens_are_counted_without_the_network(engine: Any) -> None:
-    short, long = (engine().count_tokens([Message("user", text)]) for text in ("one", "one two three four five"))
-    assert 0 < short < long
 
 
 # --- in a program ---
@@ -427,7 +234,11 @@ def test_the_key_is_in_nothing_that_is_written(mixed: Any) -> None:
 
 
 WRONG = [
-    ("4, train: false}", "4, train: false, constrain: true}", "spec.yaml:7:118: error: constrained decoding needs a"),
+    (
+        "4, train: false}",
+        "4, train: false, constrain: true}",
+        "spec.yaml:7:118: error: a `type: litellm` model is constrained to JSON alone",
+    ),
     ('"${env:TINY_KEY}"', f'"{KEY}"', "spec.yaml:5:53: error: a key does not belong in a file"),
     (
         "metric:",

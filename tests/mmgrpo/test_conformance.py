@@ -451,7 +451,7 @@ IDLE = [
     ("weights", "{full: true, adapters: module}", "it needs `adapters: shared`"),
     ("weights", "{floor: 0.5}", "`floor` does nothing with `schedule: constant`"),
     ("weights", "{patience: 2}", "`patience` does nothing without `evaluate_every`"),
-    ("weights", "{tree: [2, 2]}", "the widths of `tree` multiply to 4, but `rollouts` is 8"),
+    ("weights", "{tree: [2, 2]}", "`tree` draws 4 runs in all, but `rollouts` is 8"),
     ("weights", "{tree: [4, 2], grouping: {by: merged}}", "`grouping` does nothing with `tree`"),
     ("weights", "{tree: [4, 2], teachers: [{model: policy}]}", "`teachers` cannot join the groups of a `tree`"),
     ("weights", "{importance: {cap: 0.5}, teachers: [{model: policy}]}", "`importance.cap` below 1"),

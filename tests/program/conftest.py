@@ -16,6 +16,8 @@ from mmc.spec import load
 class ScriptedEngine:
     """Answers by a function of the request; counts clients."""
 
+    width = None
+
     def __init__(self, answer: Callable[[Request], str]) -> None:
         self.answer, self.clients, self.most, self.requests = answer, 0, 0, list[Request]()
 

@@ -38,8 +38,8 @@ program:
   outputs: {title: "{{ pick.title }}"}
 data:
   train: {file: rows.jsonl}
-  dev: {file: rows.jsonl}
-  test: {file: rows.jsonl}
+  dev: {file: dev.jsonl}
+  test: {file: test.jsonl}
 metric: {type: exact, predicted: title, gold: title}
 """
 
@@ -50,7 +50,8 @@ def messages(tmp_path: Path, old: str, new: str, pick: str = "{{ question }}") -
     (tmp_path / "query.j2").write_text("{% slot instruction %}Q{% endslot %} {{ question }}")
     (tmp_path / "pick.j2").write_text(pick)
     (tmp_path / "corpus.jsonl").write_text('{"title": "a", "text": "b"}\n')
-    (tmp_path / "rows.jsonl").write_text('{"question": "a", "title": "b"}\n')
+    for split in ("rows", "dev", "test"):
+        (tmp_path / f"{split}.jsonl").write_text('{"question": "a", "title": "b"}\n')
     assert old in GOOD
     path = tmp_path / "spec.yaml"
     path.write_text(GOOD.replace(old, new, 1))
@@ -80,19 +81,19 @@ BROKEN = [
     ("predicted: title", "predicted: titel", "error: the program has no output 'titel'. Did you mean 'title'?"),
     ("gold: title", "gold: titles", "error: rows.jsonl has no column 'titles'. Did you mean 'title'?"),
     ("train: {file: rows.jsonl}", "train: {file: rows2.jsonl}", "spec.yaml:28:17: error: rows2.jsonl: there is no such file"),
-    ("test: {file: rows.jsonl}", "test: {file: rows.jsonl, part: [0.5, 0.2]}", "a part is [from, to] with 0 <= from < to <= 1"),
-    ("test: {file: rows.jsonl}", "test: {file: rows.jsonl, id: uid}", "rows.jsonl has no column 'uid'"),
+    ("test: {file: test.jsonl}", "test: {file: test.jsonl, part: [0.5, 0.2]}", "a part is [from, to] with 0 <= from < to <= 1"),
+    ("test: {file: test.jsonl}", "test: {file: test.jsonl, id: uid}", "test.jsonl has no column 'uid'"),
     ("corpus: corpus.jsonl", "corpus: corpus.jsonl, fields: [title, body]", "corpus.jsonl has no column 'body'"),
     ("outputs: {query: str}", "outputs: {query: str}\n    candidates: {instructions: [x]}",
      "error: the template has no slot 'instructions'; it has: instruction. Did you mean 'instruction'?"),
     ("outputs: {query: str}", "outputs: {query: {enum: [one]}}", "an enum needs two or more different texts"),
-    ("outputs: {query: str}", "outputs: {query: {enum: nowhere.json}}", "error: there is no file"),
+    ("outputs: {query: str}", "outputs: {query: {enum: nowhere.json}}", "nowhere.json: there is no such file"),
     ("mmc: 1", "mmc: 1\nshaping: {qery: []}", "error: there is no module 'qery'. Did you mean 'query'?"),
     ("mmc: 1", "mmc: 1\nshaping: {pick: [{name: x, weight: 1, metric: {type: exact, predicted: titel, gold: title}}]}",
      "error: there is no output or input of pick 'titel'. Did you mean 'title'?"),
     ("mmc: 1", "mmc: 1\nshaping: {pick: [{name: x, weight: 1, metric: {type: exact, predicted: title, gold: titles}}]}",
      "error: rows.jsonl has no column 'titles'. Did you mean 'title'?"),
-    ("test: {file: rows.jsonl}", "test: {file: rows.jsonl, unique: [titel]}", "rows.jsonl has no column 'titel'"),
+    ("test: {file: test.jsonl}", "test: {file: test.jsonl, unique: [titel]}", "test.jsonl has no column 'titel'"),
     (METRIC, "{type: judge, module: grad}", "spec.yaml:31:31: error: there is no module 'grad'"),
     (METRIC, "{type: judge, module: query}", "the program calls 'query' itself; a judge is a module of its own"),
     (METRIC, "{type: judge, module: query, with: {quest: x}}", "there is no input of query 'quest'. Did you mean 'question'?"),
@@ -115,6 +116,6 @@ def test_a_template_that_names_an_undeclared_input_says_file_line_and_column(tmp
 
 
 def test_an_unused_input_is_a_warning(tmp_path: Path) -> None:
-    assert "spec.yaml:16:24: warning: the template pick.j2 does not use this input" in messages(
+    assert "spec.yaml:16:14: warning: the template pick.j2 does not use this input" in messages(
         tmp_path, "mmc: 1", "mmc: 1", "x"
     )

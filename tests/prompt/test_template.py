@@ -63,7 +63,7 @@ def test_a_missing_name_is_an_error_with_the_file() -> None:
 
 def test_syntax_errors_carry_file_and_line(tmp_path: Path) -> None:
     (tmp_path / "t.j2").write_text("fine\n{% if x %}\nnever closed\n")
-    with pytest.raises(InvalidError, match=r"t\.j2:\d: error: not a valid template"):
+    with pytest.raises(InvalidError, match=r"t\.j2:\d:1: error: not a valid template"):
         Template.load(tmp_path / "t.j2")
 
 

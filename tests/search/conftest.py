@@ -87,6 +87,8 @@ class Scripted:
         text = truth if draw < self.quality(request.messages) else wrong[seed_of(draw) % len(wrong)]
         return Completion(text, "stop", prompt_tokens=self.count_tokens(request.messages) if self.counts else 0)
 
+    width = None
+
     @contextmanager
     def client(self) -> Iterator[None]:
         yield

@@ -66,6 +66,8 @@ class Fixed:
         self.temperatures.append((text, request.sampling.temperature))
         return Completion(self.answers.get(text, "unknown"), "stop")
 
+    width = None
+
     @contextmanager
     def client(self) -> Iterator[None]:
         yield

@@ -44,6 +44,8 @@ class Writer:
         text = self.write(len(self.asked) - 1, request.messages)
         return Completion(text, "stop", prompt_tokens=10, completion_tokens=5, metadata={"cost": self.cost})
 
+    width = None
+
     @contextmanager
     def client(self) -> Iterator[None]:
         yield

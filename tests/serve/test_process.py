@@ -94,7 +94,7 @@ def test_a_client_that_leaves_costs_nothing_more(address: str) -> None:
 
 
 def test_told_to_stop_it_ends_what_it_can_and_takes_nothing_new(folder: Path) -> None:
-    with process(folder, "--grace", "8") as (address, server), ThreadPoolExecutor() as pool:
+    with process(folder, "--grace", "60") as (address, server), ThreadPoolExecutor() as pool:
         ask = partial(httpx.post, f"{address}/v1/chat/completions", timeout=60)
         short, long = (pool.submit(ask, json={**LONG, "max_tokens": tokens}) for tokens in (300, 4000))
         while "mmc_requests_running 2.0" not in httpx.get(f"{address}/metrics").text:

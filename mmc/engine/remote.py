@@ -1,0 +1,211 @@
+"""What all engines behind an API share: how many requests at a time, how long, how often again, and who shares an answer.
+
+Requests run in an event loop of their own (:mod:`mmc.engine.background`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from mmc.engine.answers import Answers
+from mmc.engine.background import BackgroundLoop
+from mmc.engine.base import Completion, Constraint, JsonSchema, Message, Request, Spent, Watch, seed_of
+from mmc.errors import MmcError, RunFailure
+
+if TYPE_CHECKING:
+    from tenacity import RetryCallState
+
+FIRST_PAUSE = 1.0
+"""Seconds before the first retry; doubled with each, up to ``LONGEST_PAUSE``; then up to as much again, at random."""
+LONGEST_PAUSE = 60.0
+SHARED = 4096
+"""Answers kept for equal requests while any client is open. Runs of one tree, the only ones that ask for the same, go side by
+side, so the oldest can go."""
+
+
+class Limits(Protocol):
+    """The keys that every remote model of a spec has."""
+
+    @property
+    def concurrency(self) -> int: ...
+    @property
+    def timeout(self) -> float: ...
+    @property
+    def retries(self) -> int: ...
+
+
+class Unusable(Exception):
+    """The API answered with something that is no completion."""
+
+
+@dataclass(frozen=True)
+class Api:
+    """One API: how it is asked once, and what its errors mean. All of it runs in the loop of the engine."""
+
+    name: str
+    """As messages call it."""
+    attempt: Callable[[Request], Awaitable[Completion]]
+    errors: tuple[type[Exception], ...]
+    """What ``attempt`` raises beside TimeoutError and :class:`Unusable`."""
+    mends: Callable[[BaseException], bool]
+    """Whether another attempt may fare better."""
+    problem: Callable[[Exception], MmcError]
+    """What the user hears once it is given up."""
+    asked_pause: Callable[[BaseException], float]
+    """Seconds that the API asks to wait; 0 when it asks for nothing."""
+    goodbye: Callable[[], Awaitable[None]]
+
+
+class RemoteCalls:
+    """Completions of one API. Equal requests share an answer while any client is open, as equal keys draw the same tokens."""
+
+    def __init__(self, api: Api, limits: Limits, answers: Answers | None = None) -> None:
+        self._api, self._limits, self._kept = api, limits, answers
+        self.spent = Spent()
+        self._slots = asyncio.Semaphore(limits.concurrency)
+        self._clients = self._serving = 0
+        self._answers: dict[Request, asyncio.Task[Completion]] = {}
+        self.loop = BackgroundLoop(api.goodbye)
+
+    async def complete(self, request: Request, watch: Watch | None = None) -> Completion:
+        """Answers ``request`` after as many attempts as it takes and is allowed; raises what ``problem`` makes of an error.
+
+        ``watch`` hears of the text once it is there.
+        """
+        completion = await self.loop.run(self._shared(request))
+        if watch is not None:
+            watch(completion.text)
+        return completion
+
+    @contextmanager
+    def client(self) -> Iterator[None]:
+        """Answers are shared while any client is open."""
+        self._clients += 1
+        try:
+            yield
+        finally:
+            self._clients -= 1
+            if self._clients == 0:
+                self.loop.call(self._forget)
+
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        """Inside, no answer is shared once it is there: a server never has a moment without clients to forget it in."""
+        self._serving += 1
+        try:
+            yield
+        finally:
+            self._serving -= 1
+
+    def close(self) -> None:
+        """Ends the loop; what still runs is cancelled."""
+        self.loop.close()
+        if self._kept is not None:
+            self._kept.close()
+
+    # --- in the loop ---
+
+    async def _shared(self, request: Request) -> Completion:
+        task = self._answers.get(request)
+        if task is None:
+            task = self._answers[request] = asyncio.create_task(self._answer(request))
+            if self._serving:
+                task.add_done_callback(lambda _: self._answers.pop(request, None))
+            if len(self._answers) > SHARED:
+                oldest = next(iter(self._answers))
+                if self._answers[oldest].done():
+                    del self._answers[oldest]
+        return await asyncio.shield(task)
+
+    def _forget(self) -> None:
+        for task in self._answers.values():
+            task.cancel()
+        self._answers = {}
+
+    async def _answer(self, request: Request) -> Completion:
+        kept = self._kept.find(request) if self._kept is not None else None
+        if kept is not None:
+            return kept
+        found = await self._asked(request)
+        if self._kept is not None:
+            self._kept.keep(request, found)
+        return found
+
+    async def _asked(self, request: Request) -> Completion:
+        """One completion after as many attempts as it takes and is allowed."""
+        from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt
+
+        attempts = AsyncRetrying(
+            stop=stop_after_attempt(self._limits.retries + 1),
+            wait=self._pause,
+            retry=retry_if_exception(self._mends),
+            reraise=True,
+        )
+        try:
+            return await attempts(self._attempt, request)
+        except TimeoutError:
+            raise RunFailure(
+                f"{self._api.name} did not answer within {self._limits.timeout:g} seconds (timeout)"
+            ) from None
+        except Unusable as error:
+            raise RunFailure(f"{self._api.name} failed: {error}") from None
+        except self._api.errors as error:
+            raise self._api.problem(error) from None
+
+    async def _attempt(self, request: Request) -> Completion:
+        async with self._slots, asyncio.timeout(self._limits.timeout):
+            completion = await self._api.attempt(request)
+        self.spent.add(completion)
+        return completion
+
+    def _mends(self, error: BaseException) -> bool:
+        return isinstance(error, TimeoutError | Unusable) or self._api.mends(error)
+
+    def _pause(self, state: RetryCallState) -> float:
+        """Seconds before the next attempt: what the API asks for, or longer each time."""
+        from tenacity import wait_exponential
+
+        error = state.outcome.exception() if state.outcome is not None else None
+        least = min(self._api.asked_pause(error), LONGEST_PAUSE) if error is not None else 0.0
+        return max(least, wait_exponential(FIRST_PAUSE, LONGEST_PAUSE)(state) * random.uniform(1, 2))
+
+
+def status_mends(status: int) -> bool:
+    """Whether a request that was answered with this HTTP status deserves another attempt."""
+    return status in (408, 429) or status >= 500
+
+
+def seconds_of(retry_after: str) -> float:
+    """The value of a Retry-After header in seconds; 0 where it is a date or nothing."""
+    return float(retry_after) if retry_after.isdigit() else 0.0
+
+
+def chat(messages: Sequence[Message]) -> list[dict[str, str]]:
+    """Messages as APIs take them."""
+    return [{"role": m.role, "content": m.content} for m in messages]
+
+
+def api_seed(request: Request) -> int:
+    """The seed of a request's key, in the 31 bits that APIs take."""
+    return seed_of(request.seed, *request.key) >> 32
+
+
+def json_format(constraint: Constraint) -> dict[str, Any]:
+    """A JSON constraint as `response_format` of OpenAI's API."""
+    assert isinstance(constraint, JsonSchema)
+    schema = {"name": "output", "strict": True, "schema": json.loads(constraint.schema)}
+    return {"type": "json_schema", "json_schema": schema}
+
+
+def one_line(text: str, secret: str | None) -> str:
+    """A short line without the key."""
+    if secret:
+        text = text.replace(secret, "***")
+    text = " ".join(text.split())
+    return text if len(text) <= 300 else f"{text[:300]}..."

@@ -1,0 +1,64 @@
+"""The stages of a compile: models, templates and specs they name, keys that do nothing, what cannot be tuned."""
+
+from __future__ import annotations
+
+from mmc.errors import Diagnostic
+from mmc.program.check.findings import Findings
+from mmc.program.check.modules import check_template
+from mmc.spec import model
+from mmc.spec.load import LoadedSpec, spec_file
+from mmc.spec.marks import KeyPath
+from mmc.spec.tuning import trained_modules, tuning_problems
+
+
+def check_stages(findings: Findings) -> None:
+    """What `compile` names, and what in it has no effect."""
+    spec = findings.spec
+    proposer = getattr(spec.compile.prompts, "proposer", None)
+    if proposer is not None:
+        findings.known(proposer, spec.models, ("compile", "prompts", "proposer"), "model")
+    for stage, teachers in (("distill", spec.compile.distill.teachers), ("weights", spec.compile.weights.teachers)):
+        for i, teacher in enumerate(teachers):
+            _teacher(findings, ("compile", stage, "teachers", i), teacher)
+    _idle(findings)
+
+
+def untunable(loaded: LoadedSpec) -> list[Diagnostic]:
+    """What keeps the stages of the strategy from being run, each at the stage's block."""
+    found = []
+    for name in dict.fromkeys(loaded.spec.compile.strategy):
+        config = getattr(loaded.spec.compile, name)
+        if isinstance(config, model.Tuning):
+            problems = tuning_problems(loaded.spec, config)
+            found += [loaded.diagnostic(("compile", name), text, at_key=True) for text in problems]
+    return found
+
+
+def _teacher(findings: Findings, path: KeyPath, teacher: model.Teacher) -> None:
+    if teacher.model is not None:
+        findings.known(teacher.model, findings.spec.models, (*path, "model"), "model")
+    if teacher.spec is not None:
+        folder = findings.resolve((*path, "spec"), teacher.spec)
+        if folder is not None and not spec_file(folder).is_file():
+            findings.error((*path, "spec"), f"{teacher.spec}: there is no such spec or build")
+    for name, template in teacher.templates.items():
+        if findings.known(name, findings.spec.modules, (*path, "templates", name), "module", at_key=True):
+            check_template(findings, (*path, "templates", name), template, name)
+
+
+def _idle(findings: Findings) -> None:
+    """Keys of `weights` that change nothing beside the others."""
+    weights = findings.spec.compile.weights
+    path: KeyPath = ("compile", "weights")
+    if "clip" in weights.model_fields_set and weights.inner_epochs == 1:
+        message = "`clip` does nothing with `inner_epochs: 1`: the policy that is trained is the one that sampled"
+        findings.warning((*path, "clip"), message, at_key=True)
+    if "importance" in weights.model_fields_set and not weights.teachers and _exact(findings.spec):
+        message = "`importance` does nothing without `teachers` in float32: sampling and training agree"
+        findings.warning((*path, "importance"), message, at_key=True)
+
+
+def _exact(spec: model.Spec) -> bool:
+    """Whether what is trained surely runs in float32, on whatever machine."""
+    models = [spec.models.get(spec.modules[name].model) for name in trained_modules(spec)]
+    return all(isinstance(found, model.LocalModel) and found.dtype == "float32" for found in models)
