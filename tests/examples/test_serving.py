@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from contextlib import suppress
@@ -31,7 +32,10 @@ program:
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="the page's commands use curl")
 def test_the_page_is_true(tmp_path: Path, tiny_model_dir: Path) -> None:
-    blocks = re.findall(r"```(\w+)\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    blocks = re.findall(r"```(\w+)\n(.*?)```", PAGE.read_text().replace("8033", port), re.DOTALL)
     init, serve, export = (text for kind, text in blocks if kind == "sh")
     (code,) = (text for kind, text in blocks if kind == "python")
     (tmp_path / "client.py").write_text(code)
