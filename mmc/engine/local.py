@@ -33,6 +33,8 @@ from mmc.trie.model import TrieModel
 from mmc.trie.padded import PaddedDecoder, causal_model
 
 _UNIT = 2.0**-63
+_MOST_PROMPT_TOKENS = 4_000_000
+"""Tokens of prompts that are remembered so that they need not be tokenized again: some hundred megabytes."""
 
 
 @dataclass(eq=False)
@@ -57,6 +59,7 @@ class LocalEngine:
         self._exact = self.lm.head.weight.dtype == torch.float32
         self.spent = Spent()
         self._prompts: dict[tuple[Message, ...], list[int]] = {}
+        self._prompt_tokens = 0
         self._clients = 0
         self._keeping = 0
         self._serving = 0
@@ -250,9 +253,11 @@ class LocalEngine:
     def _prompt(self, messages: tuple[Message, ...]) -> list[int]:
         """Token ids of ``messages`` with the generation prompt; the same for search, training and serving."""
         if messages not in self._prompts:
-            if len(self._prompts) > 50_000:
+            if self._prompt_tokens > _MOST_PROMPT_TOKENS:
                 self._prompts.clear()
+                self._prompt_tokens = 0
             self._prompts[messages] = chat_ids(self.tokenizer, messages)
+            self._prompt_tokens += len(self._prompts[messages])
         return self._prompts[messages]
 
     def _stream(self, request: Request) -> Stream:

@@ -34,6 +34,7 @@ from mmc.spec.model import LocalModel
 
 Temperature = Annotated[float, Query(ge=0, le=2, description="0 is greedy.")]
 Seed = Annotated[int | None, Query(description="Of the draws when not greedy; one is drawn when left out.")]
+UNCACHED = {"Cache-Control": "no-cache"}
 Trace = Annotated[bool, Query(description="Whether the answer shows every LM call and tool use.")]
 
 
@@ -110,7 +111,7 @@ def _own_routes(app: FastAPI, service: Service) -> None:
         if trace_:
             more["trace"] = trace(trajectory)
         _check_ending(trajectory, more)
-        return JSONResponse({"outputs": trajectory.outputs, **more})
+        return _json({"outputs": trajectory.outputs, **more})
 
     @app.get("/health", responses={503: {"description": "Not ready."}})
     async def health() -> Response:
@@ -122,6 +123,11 @@ def _own_routes(app: FastAPI, service: Service) -> None:
     async def metrics() -> Response:
         """Numbers for Prometheus."""
         return Response(service.measures.text(), media_type="text/plain; version=0.0.4")
+
+
+def _json(document: Mapping[str, Any]) -> Response:
+    """An answer as `mmc run` prints outputs: what JSON has no word for as a text."""
+    return Response(json.dumps(document, ensure_ascii=False, default=str), media_type="application/json")
 
 
 def _responses(program: Program) -> dict[int | str, dict[str, Any]]:
@@ -141,7 +147,7 @@ def _responses(program: Program) -> dict[int | str, dict[str, Any]]:
     texts = {
         413: "The body is too large.",
         422: "An input is missing, unknown or of another type; `errors` names each.",
-        500: "The run failed, or ran into a limit of the program.",
+        500: "The run failed, or ran into a limit of the program's or the server's; `ending` says which.",
         502: "A completion could not be read, or a tool failed; `ending` says which.",
         503: "Not ready, too busy, or stopping.",
         504: "Not done in time.",
@@ -210,13 +216,13 @@ async def _whole_program(service: Service, request: ChatRequest, answer: Answer,
         return JSONResponse(answer.whole(text, "stop", meter))
     documents = [answer.piece(text, first=True), answer.end("stop")]
     documents += [answer.spent(meter)] if request.stream_options.include_usage else []
-    return Response(b"".join([*map(event, documents), DONE]), media_type="text/event-stream")
+    return Response(b"".join([*map(event, documents), DONE]), media_type="text/event-stream", headers=UNCACHED)
 
 
 def _text(outputs: Mapping[str, Any]) -> str:
     """The one output where it is a text, otherwise all as JSON."""
     only = next(iter(outputs.values())) if len(outputs) == 1 else None
-    return only if isinstance(only, str) else json.dumps(outputs, ensure_ascii=False)
+    return only if isinstance(only, str) else json.dumps(outputs, ensure_ascii=False, default=str)
 
 
 async def _module(service: Service, request: ChatRequest, answer: Answer, module: str) -> Response:
@@ -255,7 +261,7 @@ async def _module(service: Service, request: ChatRequest, answer: Answer, module
     if first is None:
         await service.desk.outcome(task)  # what is wrong from the start is a status, not an event
     stream = _Stream(service, answer, meter, request.stream_options.include_usage)
-    return StreamingResponse(stream.events(first, pieces, task), media_type="text/event-stream")
+    return StreamingResponse(stream.events(first, pieces, task), media_type="text/event-stream", headers=UNCACHED)
 
 
 @dataclass(frozen=True)
@@ -294,12 +300,13 @@ class _Stream:
 
 async def _problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, Problem)
-    return JSONResponse(error.body(), error.status, error.headers(), media_type=MEDIA_TYPE)
+    body = json.dumps(error.body(), ensure_ascii=False, default=str)
+    return Response(body, error.status, error.headers(), media_type=MEDIA_TYPE)
 
 
 async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return await _problem(request, invalid(located(list(error.errors()))))
+    return await _problem(request, invalid(located(error.errors())))
 
 
 async def _http(request: Request, error: Exception) -> Response:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 TOKEN = "MMC_SERVE_TOKEN"
 """The environment variable that holds the bearer token."""
@@ -26,5 +26,5 @@ class Options:
     """Largest body of a request."""
     grace: float = 30.0
     """How long running requests may go on when the server is told to stop."""
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     """What clients have to show as bearer token; None: nothing."""

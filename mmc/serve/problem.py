@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,7 +58,7 @@ def invalid(errors: list[dict[str, str]]) -> Problem:
     return Problem(422, "invalid", "The request cannot be used", detail, {"errors": errors})
 
 
-def located(details: list[Any]) -> list[dict[str, str]]:
+def located(details: Sequence[Any]) -> list[dict[str, str]]:
     """Pydantic's errors as field and message."""
     found = []
     for one in details:

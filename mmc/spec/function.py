@@ -61,11 +61,10 @@ def started(function: Callable[..., Any], /, *values: Any, **named: Any) -> Futu
     def work() -> None:
         try:
             future.set_result(context.run(function, *values, **named))
+        except SystemExit:
+            future.set_exception(RuntimeError("the function called sys.exit"))
         except Exception as error:  # the user's code: handed to whoever waits
             future.set_exception(error)
-        finally:
-            if not future.done():
-                future.set_exception(RuntimeError("the function ended its thread"))
 
     threading.Thread(target=work, daemon=True).start()
     return future

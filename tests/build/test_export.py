@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 
 from mmc.build.export import ExportJob, export
-from mmc.compile import CompileJob, compile_spec
 from mmc.data import Example
 from mmc.engine import open_engines
 from mmc.errors import InvalidError, UsageError
@@ -23,17 +22,6 @@ from mmc.program.check import check
 from mmc.program.graph import Program
 from mmc.program.run import RunSettings, run_all
 from mmc.spec import load
-from tests.compile.conftest import SPEC, write_program
-
-
-@pytest.fixture(scope="module")
-def build(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Path:
-    """A compiled program whose two modules have adapters of their own."""
-    folder = tmp_path_factory.mktemp("exported")
-    write_program(folder, tiny_model_dir)
-    text = SPEC.replace("SOURCE", str(tiny_model_dir)).replace("strategy: [prompts, weights]", "strategy: [weights]")
-    (folder / "spec.yaml").write_text(text.replace("steps: 4", "steps: 2").replace("0.01", "0.1, adapters: module"))
-    return compile_spec(CompileJob(load(folder / "spec.yaml"), folder / "build", folder / "runs")).build
 
 
 def job(build: Path, out: Path, examples: int = 3) -> ExportJob:

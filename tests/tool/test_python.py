@@ -90,4 +90,4 @@ def test_what_a_function_raises_is_the_calls_failure(error: BaseException) -> No
         raise error
 
     (found,) = ask(PythonFunction(fail, 5, 1), {})
-    assert isinstance(found, Exception) and str(found) in ("no luck", "the function ended its thread")
+    assert isinstance(found, Exception) and str(found) in ("no luck", "the function called sys.exit")

@@ -96,7 +96,8 @@ mmc run {spec.name} {" ".join(f"--input {name}=..." for name in spec.program.inp
 mmc serve {spec.name}
 ```
 
-{manifest["metric"]} on held-out data, which is not part of this repository:
+Templates may hold demonstrations from the training data; the data themselves are not part of this repository.
+{manifest["metric"]} on held-out data:
 
 | after | score | 95% interval | examples |
 |---|---|---|---|

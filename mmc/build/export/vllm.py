@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ def _named(weights: Weights) -> str:
     return rest.partition("@")[0] if kind == "hf" else str(weights.folder)
 
 
-def _rank(folders: Any) -> int:
+def _rank(folders: Iterable[Path]) -> int:
     """The rank vLLM has to make room for. Raises UsageError for adapters it cannot serve."""
     most = 0
     for folder in folders:
