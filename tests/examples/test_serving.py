@@ -43,7 +43,7 @@ def test_the_page_is_true(tmp_path: Path, tiny_model_dir: Path) -> None:
     spec = tmp_path / "mine/helpdesk.yaml"
     spec.write_text(load(spec, toy(spec, tiny_model_dir)).text)
     said = run(tmp_path, f"trap 'kill $!' EXIT\n{serve}\n{sys.executable} client.py")
-    assert '"ending":"done"' in said and '"field":"qestion"' in said and 'mmc_tokens_total{kind="prompt"}' in said
+    assert '"ending": "done"' in said and '"field": "qestion"' in said and 'mmc_tokens_total{kind="prompt"}' in said
     run(tmp_path, export)
     made = {path.relative_to(tmp_path / "export").parts[0] for path in (tmp_path / "export").rglob("README.md")}
     assert made == {"helpdesk-merged", "helpdesk-vllm", "helpdesk-hub"}
