@@ -39,8 +39,6 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 PROCESSED = "--logprobs-mode processed_logprobs"
 NEEDED = (
     "--enable-lora",
-    "--max-lora-rank",
-    "64",
     "--logprobs-mode",
     "processed_logprobs",
     "--generation-config",

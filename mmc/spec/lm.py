@@ -22,7 +22,7 @@ class VllmSampler(Keys):
     """The Python of an environment that vLLM is installed in, as in `vllm-env/bin/python`: a server of this model is started here
     with it, and stopped at the end."""
     options: list[str] = []
-    """More options for `start`, as in [--max-model-len, "4096"]."""
+    """More options for `start`, as in [--max-lora-rank, "32"], which adapters of a rank above 16 need."""
     adapters: str | None = None
     """A folder that the servers see under the same path, for the adapters they are given; a temporary one when left out."""
     api_key: str | None = None
