@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from aiohttp import ClientSession
 
 
+IDLE_S = 3.0
+"""Seconds after which an idle connection is not used again."""
+
+
 class ApiError(Exception):
     """The API refused (its HTTP ``status``), or was not reached (status 0). ``pause``: seconds it asks to wait."""
 
@@ -68,7 +72,8 @@ class Http:
             headers = {} if self._key is None else {"Authorization": f"Bearer {self._key}"}
             self._session = self._aiohttp.ClientSession(
                 headers=headers,
-                connector=self._aiohttp.TCPConnector(limit=0),  # how many at a time is the engine's to say
+                # How many at a time is the engine's to say. Servers drop idle connections, uvicorn after 5 seconds.
+                connector=self._aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_S),
                 timeout=self._aiohttp.ClientTimeout(total=self._timeout),
             )
         return self._session
