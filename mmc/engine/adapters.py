@@ -47,6 +47,8 @@ class Adapters:
         self._plain: dict[str, Any] = {}
         """The model's own weights while another set is in."""
         self._names: dict[str, str] = {}
+        self._made: dict[str, int] = {}
+        """How often an adapter of that name was put in place."""
         self._active: str | None = None
         self._prepared = Prepared()
         self._enabled = True
@@ -168,8 +170,8 @@ class Adapters:
                 self._tokenizer.save_pretrained(folder)
 
     def version(self, name: str) -> tuple[int, ...]:
-        """Changes when the adapter does: PyTorch counts changes of its tensors in place."""
-        return tuple(tensor._version for tensor in self.parameters(name).values())
+        """Changes when the adapter does: when it is made or loaded anew, and, as PyTorch counts them, with changes in place."""
+        return (self._made.get(name, 0), *(tensor._version for tensor in self.parameters(name).values()))
 
     def parameters(self, name: str) -> dict[str, Any]:
         """The tensors that training ``name`` changes, by name, in a fixed order."""
@@ -255,6 +257,7 @@ class Adapters:
                 self._peft.add_adapter(inner, config)
         lean(self._peft)
         self._names[name] = inner
+        self._made[name] = self._made.get(name, 0) + 1
         self._active, self._enabled = None, True
 
 

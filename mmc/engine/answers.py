@@ -60,6 +60,7 @@ class Answers:
                 self._place.parent.mkdir(parents=True, exist_ok=True)
                 self._file = sqlite3.connect(self._place, check_same_thread=False, timeout=60)
                 self._file.execute("PRAGMA journal_mode = WAL")
+                self._file.execute("PRAGMA synchronous = NORMAL")  # a power cut may cost the last answers, not the file
                 self._file.execute(
                     "CREATE TABLE IF NOT EXISTS answers (question BLOB PRIMARY KEY, answer TEXT) WITHOUT ROWID"
                 )

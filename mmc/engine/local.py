@@ -139,7 +139,7 @@ class LocalEngine:
             self._elsewhere -= 1
 
     def count_tokens(self, messages: Sequence[Message]) -> int:
-        return len(self._prompt(tuple(messages)))
+        return len(self.prompt_ids(tuple(messages)))
 
     def encode(self, request: Request, text: str, ended: bool = True) -> Completion:
         """``text`` as if it had been sampled as the answer to ``request``: its tokens, what was allowed, log-probability 0.
@@ -250,7 +250,7 @@ class LocalEngine:
 
     # --- requests and completions ---
 
-    def _prompt(self, messages: tuple[Message, ...]) -> list[int]:
+    def prompt_ids(self, messages: tuple[Message, ...]) -> list[int]:
         """Token ids of ``messages`` with the generation prompt; the same for search, training and serving."""
         if messages not in self._prompts:
             if self._prompt_tokens > _MOST_PROMPT_TOKENS:
@@ -261,7 +261,7 @@ class LocalEngine:
         return self._prompts[messages]
 
     def _stream(self, request: Request) -> Stream:
-        prompt_ids = self._prompt(request.messages)
+        prompt_ids = self.prompt_ids(request.messages)
         longest = getattr(self.lm.model.config.get_text_config(), "max_position_embeddings", None)
         if longest and len(prompt_ids) + request.sampling.max_tokens > longest:
             raise RunFailure(

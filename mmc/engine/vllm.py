@@ -154,7 +154,7 @@ class _Servers:
         http = self._https[addresses[next(self._turn) % len(addresses)]]
         body: dict[str, Any] = {
             "model": self._model if request.adapter is None else self._given[request.adapter].name,
-            "prompt": self._engine._prompt(request.messages),
+            "prompt": self._engine.prompt_ids(request.messages),
             "max_tokens": request.sampling.max_tokens,
             "temperature": request.sampling.temperature,
             "top_p": 1.0,

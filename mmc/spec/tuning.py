@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mmc.spec.metrics import judges_of
-from mmc.spec.model import RemoteModel, Spec, Training, Tuning
+from mmc.spec.model import LocalModel, RemoteModel, Spec, Training, Tuning
 
 SHARED = "shared"
 """Name of the adapter that all trained modules share."""
@@ -39,11 +39,22 @@ def tuning_problems(spec: Spec, config: Tuning) -> list[str]:
     models = sorted({spec.modules[module].model for module in trained})
     if len(models) > 1:
         return [f"the trained modules use different models ({', '.join(models)}); train one model at a time"]
-    return [*_groups(trained, config), *_rates(spec, config)]
+    return [*_groups(trained, config), *_rates(spec, config), *_drawn(spec, models[0], config)]
 
 
 def _remote(spec: Spec, module: str) -> bool:
     return isinstance(spec.models.get(spec.modules[module].model), RemoteModel)
+
+
+def _drawn(spec: Spec, name: str, config: Tuning) -> list[str]:
+    """What a sampler cannot be given."""
+    model = spec.models.get(name)
+    if not isinstance(model, LocalModel) or model.sampler is None or not (config.full or config.lora.dora):
+        return []
+    what = "`full: true`" if config.full else "`dora: true`"
+    return [
+        f"the model {name!r} has a `sampler`, and vLLM serves plain LoRA adapters alone; leave out {what} or the sampler"
+    ]
 
 
 def _groups(trained: list[str], config: Tuning) -> list[str]:

@@ -116,6 +116,17 @@ def test_an_adapter_is_given_when_it_has_changed_and_only_then(pair: Any, vllm: 
     assert not Path(second["lora_path"]).exists()
 
 
+def test_an_adapter_made_anew_under_its_name_is_another_one(pair: Any, vllm: Vllm) -> None:
+    theirs, _ = pair
+    draw(theirs, asked("b", adapter="stage.a"))
+    version = theirs.adapters.version("stage.a")
+    theirs.adapters.create("stage.a", LoraOptions(4, 8, 0.0, "all-linear"), seed=2)
+    change(theirs, 0.3)
+    assert theirs.adapters.version("stage.a")[1:] == version[1:], "by the counts of its tensors alone it is the same"
+    draw(theirs, asked("b", 1, adapter="stage.a"))
+    assert len([name for name, _ in vllm.asked if name == "load_lora_adapter"]) == 2
+
+
 @pytest.mark.parametrize("constraint", [Choice(("red", "blue")), Regex("[a-z]{3}")])
 def test_what_is_constrained_is_drawn_here(pair: Any, vllm: Vllm, constraint: Any) -> None:
     theirs, ours = pair

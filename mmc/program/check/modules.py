@@ -49,11 +49,11 @@ def _models(findings: Findings) -> None:
         path: KeyPath = ("models", name)
         if isinstance(declared, model.LocalModel):
             _sources(findings, path, declared.source)
+            if declared.sampler is not None:
+                _key(findings, (*path, "sampler", "api_key"), declared.sampler.api_key)
             continue
         remote[name] = declared
-        if declared.api_key is not None and not REFERENCE.fullmatch(declared.api_key):
-            hint = "put it into an environment variable and write ${env:NAME}"
-            findings.error((*path, "api_key"), "a key does not belong in a file", hint)
+        _key(findings, (*path, "api_key"), declared.api_key)
     for name, module in spec.modules.items():
         if module.model in remote and module.constrain and not _can_constrain(remote[module.model], module):
             message = f"a `type: {remote[module.model].type}` model is constrained to JSON alone"
@@ -62,6 +62,13 @@ def _models(findings: Findings) -> None:
             findings.error(("adapters", name), "adapters need a `type: local` model")
     for name in spec.models.keys() - used_models(spec):
         findings.warning(("models", name), f"nothing uses the model {name!r}", at_key=True)
+
+
+def _key(findings: Findings, path: KeyPath, key: str | None) -> None:
+    if key is not None and not REFERENCE.fullmatch(key):
+        findings.error(
+            path, "a key does not belong in a file", "put it into an environment variable and write ${env:NAME}"
+        )
 
 
 def _can_constrain(declared: model.RemoteModel, module: model.Module) -> bool:
