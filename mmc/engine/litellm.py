@@ -8,29 +8,29 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from mmc.engine.answers import Answers
-from mmc.engine.base import Completion, JsonSchema, Message, Request, Watch
+from mmc.engine.base import Completion, JsonSchema, Message, Request
 from mmc.engine.remote import (
     Api,
-    RemoteCalls,
+    RemoteEngine,
     Unusable,
     api_seed,
     chat,
     json_format,
     one_line,
+    refused,
     seconds_of,
     status_mends,
 )
-from mmc.errors import EnvironmentProblem, MmcError, RunFailure, UsageError
+from mmc.errors import EnvironmentProblem, MmcError, UsageError
 from mmc.spec.env import expand
 from mmc.spec.model import LiteLlmModel
 
 
-class LiteLlmEngine:
+class LiteLlmEngine(RemoteEngine):
     """Implements :class:`mmc.engine.base.Engine` for one ``type: litellm`` model of a spec.
 
     Raises EnvironmentProblem when an extra or an environment variable is missing, or the provider unknown to LiteLLM.
@@ -47,8 +47,9 @@ class LiteLlmEngine:
             raise EnvironmentProblem(
                 f"LiteLLM knows no provider for the model {config.model!r}; write it as in openai/gpt-4.1-mini"
             ) from None
+        self._name = f"the model {config.model} (`type: litellm`)"
         api = Api(
-            name=f"the model {config.model} (`type: litellm`)",
+            name=self._name,
             attempt=self._attempt,
             errors=(_openai_error(),),
             mends=_mends,
@@ -57,45 +58,17 @@ class LiteLlmEngine:
             goodbye=self._litellm.close_litellm_async_clients,
         )
         named = {"type": config.type, "model": config.model, "api_base": self._base}
-        self._calls = RemoteCalls(api, config, Answers(named) if config.cache else None)
-        self.spent = self._calls.spent
+        super().__init__(api, config, Answers(named) if config.cache else None)
 
-    # --- the interface ---
-
-    async def complete(self, request: Request, watch: Watch | None = None) -> Completion:
-        """Answers ``request``; equal requests of one batch of runs share the answer, as equal keys draw the same tokens.
-
-        Raises EnvironmentProblem for a bad key or an unknown model, RunFailure when it failed after all retries,
-        UsageError for a constraint or an adapter.
-        """
+    def _refuse(self, request: Request) -> None:
         if request.adapter is not None:
             raise UsageError(f"adapters need a `type: local` model; {self._config.model} is `type: litellm`")
         if request.constraint is not None and not isinstance(request.constraint, JsonSchema):
             raise UsageError(f"{self._config.model} (`type: litellm`) can be constrained to JSON alone")
-        return await self._calls.complete(request, watch)
-
-    @property
-    def width(self) -> int:
-        return self._config.concurrency
-
-    def client(self) -> AbstractContextManager[None]:
-        return self._calls.client()
-
-    def keeping(self) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    def serving(self) -> AbstractContextManager[None]:
-        return self._calls.serving()
-
-    def elsewhere(self) -> AbstractContextManager[None]:
-        return nullcontext()
 
     def count_tokens(self, messages: Sequence[Message]) -> int:
         """By LiteLLM's tokenizer for the model, or one much like it."""
         return int(self._litellm.token_counter(model=self._config.model, messages=chat(messages)))
-
-    def close(self) -> None:
-        self._calls.close()
 
     # --- in the loop of the calls ---
 
@@ -117,16 +90,10 @@ class LiteLlmEngine:
         return _completion(response, request.sampling.temperature)
 
     def _problem(self, error: Exception) -> MmcError:
-        """What the user hears: what no other run would escape is the environment's, the rest this run's."""
-        name = f"the model {self._config.model} (`type: litellm`)"
-        status, said = getattr(error, "status_code", None), one_line(str(error), self._key)
-        if status in (401, 403):
-            return EnvironmentProblem(f"{name} refused the key; check its `api_key`: {said}")
-        if status == 404:
-            return EnvironmentProblem(f"{name} is unknown there; check its `model` and `api_base`: {said}")
+        said = one_line(str(error), self._key)
         if self._key is None and "Missing credentials" in said:
-            return EnvironmentProblem(f"{name} needs a key; give it `api_key: ${{env:NAME}}`: {said}")
-        return RunFailure(f"{name} failed: {said}")
+            return EnvironmentProblem(f"{self._name} needs a key; give it `api_key: ${{env:NAME}}`: {said}")
+        return refused(self._name, getattr(error, "status_code", None), said)
 
 
 def load_litellm() -> Any:

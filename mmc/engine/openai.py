@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from mmc.engine.answers import Answers
-from mmc.engine.base import Choice, Completion, JsonSchema, Message, Request, Watch
+from mmc.engine.base import Choice, Completion, JsonSchema, Message, Request
 from mmc.engine.http import ApiError, Http
-from mmc.engine.remote import Api, RemoteCalls, Unusable, api_seed, chat, json_format, status_mends
-from mmc.errors import EnvironmentProblem, MmcError, RunFailure, UsageError
+from mmc.engine.remote import Api, RemoteEngine, Unusable, api_seed, chat, json_format, refused, status_mends
+from mmc.errors import MmcError, UsageError
 from mmc.spec.env import expand
 from mmc.spec.model import OpenAiModel
 
@@ -24,7 +23,7 @@ CHARACTERS = 4
 """About so many make a token of English text; a server need not tell how it counts."""
 
 
-class OpenAiEngine:
+class OpenAiEngine(RemoteEngine):
     """Implements :class:`mmc.engine.base.Engine` for one ``type: openai`` model of a spec.
 
     Raises EnvironmentProblem when an extra or an environment variable is missing.
@@ -45,44 +44,18 @@ class OpenAiEngine:
             goodbye=self._http.close,
         )
         named = {"type": config.type, "model": config.model, "api_base": base}
-        self._calls = RemoteCalls(api, config, Answers(named) if config.cache else None)
-        self.spent = self._calls.spent
+        super().__init__(api, config, Answers(named) if config.cache else None)
 
-    async def complete(self, request: Request, watch: Watch | None = None) -> Completion:
-        """Answers ``request``; equal requests of one batch of runs share the answer, as equal keys draw the same tokens.
-
-        Raises EnvironmentProblem for a bad key or an unknown model, RunFailure when it failed after all retries,
-        UsageError for an adapter or a constraint that the server is not said to know.
-        """
+    def _refuse(self, request: Request) -> None:
         if request.adapter is not None:
             raise UsageError(f"adapters need a `type: local` model; {self._config.model} is `type: openai`")
         constraint = request.constraint
         if constraint is not None and not isinstance(constraint, JsonSchema) and self._config.structured != "vllm":
             raise UsageError(f"{self._name} can be constrained to JSON alone, unless it says `structured: vllm`")
-        return await self._calls.complete(request, watch)
-
-    @property
-    def width(self) -> int:
-        return self._config.concurrency
-
-    def client(self) -> AbstractContextManager[None]:
-        return self._calls.client()
-
-    def keeping(self) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    def serving(self) -> AbstractContextManager[None]:
-        return self._calls.serving()
-
-    def elsewhere(self) -> AbstractContextManager[None]:
-        return nullcontext()
 
     def count_tokens(self, messages: Sequence[Message]) -> int:
         """An estimate from the length of the text."""
         return sum(len(m.content) // CHARACTERS + 4 for m in messages)
-
-    def close(self) -> None:
-        self._calls.close()
 
     async def _attempt(self, request: Request) -> Completion:
         body: dict[str, Any] = {
@@ -122,13 +95,7 @@ class OpenAiEngine:
         return (usage.get("prompt_tokens", 0) * price.input + usage.get("completion_tokens", 0) * price.output) / 1e6
 
     def _problem(self, error: Exception) -> MmcError:
-        """What the user hears: what no other run would escape is the environment's, the rest this run's."""
-        status = error.status if isinstance(error, ApiError) else 0
-        if status in (401, 403):
-            return EnvironmentProblem(f"{self._name} refused the key; check its `api_key`: {error}")
-        if status == 404:
-            return EnvironmentProblem(f"{self._name} is unknown there; check its `model` and `api_base`: {error}")
-        return RunFailure(f"{self._name} failed: {error}")
+        return refused(self._name, error.status if isinstance(error, ApiError) else None, str(error))
 
 
 def structured_outputs(request: Request) -> dict[str, Any]:

@@ -9,14 +9,14 @@ import asyncio
 import json
 import random
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mmc.engine.answers import Answers
 from mmc.engine.background import BackgroundLoop
 from mmc.engine.base import Completion, Constraint, JsonSchema, Message, Request, Spent, Watch, seed_of
-from mmc.errors import MmcError, RunFailure
+from mmc.errors import EnvironmentProblem, MmcError, RunFailure
 
 if TYPE_CHECKING:
     from tenacity import RetryCallState
@@ -174,6 +174,50 @@ class RemoteCalls:
         error = state.outcome.exception() if state.outcome is not None else None
         least = min(self._api.asked_pause(error), LONGEST_PAUSE) if error is not None else 0.0
         return max(least, wait_exponential(FIRST_PAUSE, LONGEST_PAUSE)(state) * random.uniform(1, 2))
+
+
+class RemoteEngine:
+    """What every engine of an API is; each says what it refuses, and how it counts tokens."""
+
+    def __init__(self, api: Api, limits: Limits, answers: Answers | None) -> None:
+        self._calls = RemoteCalls(api, limits, answers)
+        self.spent, self.width = self._calls.spent, limits.concurrency
+
+    async def complete(self, request: Request, watch: Watch | None = None) -> Completion:
+        """Answers ``request``; equal requests of one batch of runs share the answer, as equal keys draw the same tokens.
+
+        Raises EnvironmentProblem for a bad key or an unknown model, RunFailure when it failed after all retries,
+        UsageError for what the model cannot do.
+        """
+        self._refuse(request)
+        return await self._calls.complete(request, watch)
+
+    def _refuse(self, request: Request) -> None:
+        raise NotImplementedError
+
+    def client(self) -> AbstractContextManager[None]:
+        return self._calls.client()
+
+    def keeping(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def serving(self) -> AbstractContextManager[None]:
+        return self._calls.serving()
+
+    def elsewhere(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def close(self) -> None:
+        self._calls.close()
+
+
+def refused(name: str, status: int | None, said: str) -> MmcError:
+    """What the user hears: what no other run would escape is the environment's, the rest this run's."""
+    if status in (401, 403):
+        return EnvironmentProblem(f"{name} refused the key; check its `api_key`: {said}")
+    if status == 404:
+        return EnvironmentProblem(f"{name} is unknown there; check its `model` and `api_base`: {said}")
+    return RunFailure(f"{name} failed: {said}")
 
 
 def status_mends(status: int) -> bool:

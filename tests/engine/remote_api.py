@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from mmc.engine.base import Completion, Message, Request, Sampling
 
 KEY = "sk-very-secret"
 GOOD = {
@@ -72,3 +75,15 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
+
+
+def ask(*place: int, **more: Any) -> Request:
+    return Request(("s", 0, *place), (Message("user", "what colour?"),), Sampling(0.7, 5), **more)
+
+
+def answers(engine: Any, *requests: Request) -> list[Completion | BaseException]:
+    async def all_() -> list[Completion | BaseException]:
+        return await asyncio.gather(*map(engine.complete, requests), return_exceptions=True)
+
+    with engine.client():
+        return asyncio.run(all_())

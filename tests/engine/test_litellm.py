@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import sys
@@ -20,7 +19,6 @@ from mmc.build.lock import make_lock
 from mmc.compile.state import State
 from mmc.data import Example
 from mmc.engine import open_engine, open_engines
-from mmc.engine.base import Completion, Message, Request, Sampling
 from mmc.engine.litellm import LiteLlmEngine
 from mmc.engine.local import LocalEngine
 from mmc.errors import EnvironmentProblem, InvalidError, UsageError
@@ -33,7 +31,7 @@ from mmc.program.run import RunSettings, run_all
 from mmc.spec import load
 from mmc.spec.model import LiteLlmModel, MmGrpo, Teacher
 
-from .remote_api import GOOD, KEY, Api, Handler
+from .remote_api import GOOD, KEY, Api, Handler, answers, ask
 
 
 @pytest.fixture
@@ -48,18 +46,6 @@ def engine(api: Api) -> Iterator[Callable[..., LiteLlmEngine]]:
     yield open_
     for one in opened:
         one.close()
-
-
-def ask(*place: int, **more: Any) -> Request:
-    return Request(("s", 0, *place), (Message("user", "what colour?"),), Sampling(0.7, 5), **more)
-
-
-def answers(engine: LiteLlmEngine, *requests: Request) -> list[Completion | BaseException]:
-    async def all_() -> list[Completion | BaseException]:
-        return await asyncio.gather(*map(engine.complete, requests), return_exceptions=True)
-
-    with engine.client():
-        return asyncio.run(all_())
 
 
 def test_what_calls_cost_is_litellms_to_say(api: Api, engine: Any) -> None:

@@ -16,7 +16,7 @@ from mmc.engine.openai import OpenAiEngine
 from mmc.errors import EnvironmentProblem, RunFailure, UsageError
 from mmc.spec.model import LiteLlmModel, OpenAiModel
 
-from .remote_api import GOOD, KEY, Api, Handler
+from .remote_api import GOOD, KEY, Api, Handler, answers, ask
 
 KINDS = {
     "litellm": lambda **keys: LiteLlmEngine(LiteLlmModel(type="litellm", **{"model": "openai/tiny", **keys})),
@@ -36,18 +36,6 @@ def engine(api: Api, request: pytest.FixtureRequest) -> Iterator[Callable[..., A
     yield open_
     for one in opened:
         one.close()
-
-
-def ask(*place: int, **more: Any) -> Request:
-    return Request(("s", 0, *place), (Message("user", "what colour?"),), Sampling(0.7, 5), **more)
-
-
-def answers(engine: Any, *requests: Request) -> list[Completion | BaseException]:
-    async def all_() -> list[Completion | BaseException]:
-        return await asyncio.gather(*map(engine.complete, requests), return_exceptions=True)
-
-    with engine.client():
-        return asyncio.run(all_())
 
 
 def test_a_completion_carries_text_counts_and_cost_but_no_tokens(api: Api, engine: Any) -> None:

@@ -91,7 +91,7 @@ def test_what_a_server_draws_is_what_this_process_would(pair: Any, adapter: str 
         assert not one.exact and other.exact
 
 
-def test_draws_carry_the_probabilities_they_were_drawn_with(pair: Any) -> None:
+def test_the_same_key_draws_the_same(pair: Any) -> None:
     theirs, _ = pair
     drawn = draw(theirs, *(asked("a", i, 0.5, "stage.a") for i in range(6)))
     assert len({one.ids_T for one in drawn}) > 1
@@ -211,7 +211,7 @@ def test_a_training_draws_at_the_server_and_learns_here(vllm: Vllm, tiny_model_d
     program = Program.build(load(tmp_path / "spec.yaml"))
     engines = open_engines(program.loaded)
     examples = [Example(str(i), {"q": f"q{i}", "gold": "red"}) for i in range(4)]
-    config = MmGrpo(steps=3, examples=4, rollouts=4, learning_rate=1e-2)
+    config = MmGrpo(steps=3, examples=4, rollouts=4, learning_rate=1e-2, temperature=0.7)
     job = TrainingJob(program, engines, examples, [], config, 0, tmp_path / "weights")
     (tmp_path / "weights").mkdir()
     result = train(job)
