@@ -7,9 +7,7 @@ import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
-
-from mmc.mmgrpo.policy import Policy
+from mmc.mmgrpo.policy import Learner
 
 
 @dataclass(frozen=True)
@@ -26,13 +24,13 @@ class Place:
     """Whether patience ran out."""
 
 
-def save(folder: Path, place: Place, policy: Policy) -> None:
+def save(folder: Path, place: Place, policy: Learner) -> None:
     """Writes ``folder/step-<step>`` after ``place.step`` finished steps, then removes the older ones."""
     final, temporary = folder / f"step-{place.step:06d}", folder / f"step-{place.step:06d}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     policy.save(temporary / "adapters")
-    torch.save(policy.optimizer.state_dict(), temporary / "optimizer.pt")
+    policy.save_optimizer(temporary / "optimizer.pt")
     (temporary / "state.json").write_text(json.dumps(asdict(place)) + "\n", encoding="utf-8")
     shutil.rmtree(final, ignore_errors=True)
     temporary.rename(final)
@@ -41,14 +39,14 @@ def save(folder: Path, place: Place, policy: Policy) -> None:
             shutil.rmtree(old, ignore_errors=True)
 
 
-def resume(folder: Path, policy: Policy) -> Place:
+def resume(folder: Path, policy: Learner) -> Place:
     """Puts the last whole checkpoint in ``folder`` back; where the training stands then."""
     folder.mkdir(parents=True, exist_ok=True)
     place = Place()
     for path in sorted(folder.glob("step-??????"), reverse=True)[:1]:
         place = Place(**json.loads((path / "state.json").read_text(encoding="utf-8")))
         policy.load(path / "adapters")
-        policy.optimizer.load_state_dict(torch.load(path / "optimizer.pt", weights_only=True))
+        policy.load_optimizer(path / "optimizer.pt")
     for name in ("metrics.jsonl", "rollouts.jsonl"):
         trim(folder / name, place.step)
     return place

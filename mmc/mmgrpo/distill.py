@@ -13,13 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-import torch
-
 from mmc.data import Example
 from mmc.engine.base import Engine, seed_of
 from mmc.errors import UsageError
 from mmc.mmgrpo import checkpoint
-from mmc.mmgrpo.policy import Policy, bounded, learning_rate, make_policy
+from mmc.mmgrpo.imitate import Sentence
+from mmc.mmgrpo.policy import Learner, bounded, learning_rate, make_learner
 from mmc.mmgrpo.rollout import take
 from mmc.mmgrpo.teacher import open_teachers, teach
 from mmc.mmgrpo.update import ModuleTerms, module_terms
@@ -29,7 +28,6 @@ from mmc.program.trajectory import Trajectory
 from mmc.program.usage import ByModule, usage_by_module
 from mmc.spec.model import Distill
 from mmc.trie.logprobs import Sampled
-from mmc.trie.parts import in_parts
 
 
 @dataclass(frozen=True)
@@ -90,7 +88,7 @@ class Lesson:
 def distill(job: DistillJob) -> DistillResult:
     """Runs (or resumes) the stage. Raises UsageError when no run passes or no module can be trained."""
     config = job.config
-    policy = make_policy(job.program, job.engines, config, job.folder.name, job.seed, job.initial)
+    policy = make_learner(job.program, job.engines, config, job.folder.name, job.seed, job.initial)
     began = time.perf_counter()
     runs, examples = _runs(job, policy)
     seconds = time.perf_counter() - began
@@ -116,9 +114,7 @@ def distill(job: DistillJob) -> DistillResult:
         for step in range(place.step, steps):
             rate = learning_rate(config, step, steps)
             policy.set_rate(rate, config.learning_rate)
-            batch = _batch(lessons, step, batches, job)
-            torch.manual_seed(seed_of(job.seed, "distill", step))
-            report = _step(policy, batch, config, DistillReport(step + 1, steps, 0.0, 0, 0.0, rate, 0.0))
+            report = _step(policy, _batch(lessons, step, batches, job), config, (job.seed, step, steps, rate))
             checkpoint.save(job.folder, replace(place, step=step + 1), policy)
             metrics.write(json.dumps(asdict(report)) + "\n")
             metrics.flush()
@@ -129,7 +125,7 @@ def distill(job: DistillJob) -> DistillResult:
     return DistillResult(adapters, passed, len(runs), covered, examples, usage, seconds)
 
 
-def _runs(job: DistillJob, policy: Policy) -> tuple[list[Trajectory], int]:
+def _runs(job: DistillJob, policy: Learner) -> tuple[list[Trajectory], int]:
     """Runs of the program as it was before the stage, and of the teachers; on how many examples."""
     config, modules = job.config, list(policy.names)
     examples, _ = take(job.train, config.examples, 0, job.seed)
@@ -177,22 +173,18 @@ def _batch(lessons: Sequence[Lesson], step: int, batches: int, job: DistillJob) 
     return shuffled[number * job.config.batch : (number + 1) * job.config.batch]
 
 
-def _step(policy: Policy, batch: Sequence[Lesson], config: Distill, empty: DistillReport) -> DistillReport:
-    """One optimizer step."""
-    start, loss = time.perf_counter(), 0.0
-    policy.optimizer.zero_grad(set_to_none=True)
-    weighted = [(t, s, t.weight / (lesson.tokens * len(batch))) for lesson in batch for t, s in lesson.calls]
-    for adapter in policy.adapters:
-        samples = [sampled for terms, sampled, _ in weighted if terms.adapter == adapter]
-        weights = [weight for terms, _, weight in weighted if terms.adapter == adapter]
-        with policy.engine.adapters.active(adapter, train=True):
-            for part in in_parts(policy.engine.lm, samples, config.forest_tokens):
-                weights_F = torch.tensor([weights[i] for i in part.members for _ in samples[i].free_T])
-                value = -(part.logprobs_F * weights_F.to(part.logprobs_F.device)).sum()
-                value.backward()  # type: ignore[no-untyped-call]
-                loss += value.item()
-    parameters = [p for group in policy.optimizer.param_groups for p in group["params"]]
-    norm = float(torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))
-    policy.optimizer.step()
+def _step(
+    policy: Learner, batch: Sequence[Lesson], config: Distill, place: tuple[int, int, int, float]
+) -> DistillReport:
+    """One optimizer step. ``place``: (seed, step, steps, learning rate)."""
+    start, (seed, step, steps, rate) = time.perf_counter(), place
+    sentences = [
+        Sentence(terms.adapter, sampled, terms.weight / (lesson.tokens * len(batch)))
+        for lesson in batch
+        for terms, sampled in lesson.calls
+    ]
+    order = list(policy.names.values())
+    sentences.sort(key=lambda one: order.index(one.adapter))
+    loss, norm = policy.imitate(sentences, config, seed_of(seed, "distill", step))
     tokens = sum(lesson.tokens for lesson in batch)
-    return replace(empty, loss=loss, tokens=tokens, grad_norm=norm, seconds=time.perf_counter() - start)
+    return DistillReport(step + 1, steps, loss, tokens, norm, rate, time.perf_counter() - start)

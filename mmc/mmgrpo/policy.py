@@ -1,13 +1,13 @@
-"""What is trained: the adapters (or all weights) of the trained modules, and the optimizer over them."""
+"""What is trained: the adapters (or all weights) of the trained modules, and the optimizer over them; here or in workers."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import cos, pi
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 
@@ -15,14 +15,73 @@ from mmc.engine.adapters import options
 from mmc.engine.base import Engine, seed_of
 from mmc.engine.local import LocalEngine
 from mmc.errors import UsageError
+from mmc.mmgrpo.imitate import Sentence, imitate
+from mmc.mmgrpo.update import Reduce, TrainingCall, UpdateReport, alone, update
 from mmc.program.graph import Program
-from mmc.spec.model import Spec, Training, Tuning
+from mmc.spec.model import Distill, MmGrpo, Spec, Training, Tuning
 from mmc.spec.tuning import adapter_of, trained_modules, tuning_problems
+
+
+class Learner(Protocol):
+    """What a training changes, wherever it is."""
+
+    @property
+    def names(self) -> Mapping[str, str]:
+        """Trained module -> name of its adapter."""
+        ...
+
+    @property
+    def engine(self) -> Any:
+        """Tokenizes what teachers wrote, as :class:`LocalEngine` does."""
+        ...
+
+    def set_rate(self, rate: float, base: float) -> None:
+        """Sets the learning rate of every adapter: ``rate``, or its own in the same proportion to ``base``."""
+        ...
+
+    def update(self, calls: Sequence[TrainingCall], config: MmGrpo, seed: int) -> UpdateReport:
+        """The optimizer steps over one step's calls. ``seed`` is for what draws in training: dropout."""
+        ...
+
+    def imitate(self, sentences: Sequence[Sentence], config: Distill, seed: int) -> tuple[float, float]:
+        """One step towards ``sentences``: their loss, and the norm of the gradient."""
+        ...
+
+    def training_tokens(self) -> int:
+        """Distinct tokens of one forward and backward that the memory free now allows."""
+        ...
+
+    def save(self, folder: Path) -> dict[str, Path]:
+        """Writes the adapters below ``folder``, whole or not at all; module -> its adapter's folder."""
+        ...
+
+    def load(self, folder: Path) -> None:
+        """Puts back what :meth:`save` wrote, in place."""
+        ...
+
+    def save_optimizer(self, file: Path) -> None:
+        """Writes the optimizer's state."""
+        ...
+
+    def load_optimizer(self, file: Path) -> None:
+        """Puts back what :meth:`save_optimizer` wrote."""
+        ...
+
+
+@runtime_checkable
+class TrainsElsewhere(Protocol):
+    """Engines whose model is trained in other processes."""
+
+    def make_learner(
+        self, program: Program, config: Tuning, label: str, seed: int, initial: Mapping[str, Path]
+    ) -> Learner:
+        """As :func:`make_policy`."""
+        ...
 
 
 @dataclass(frozen=True)
 class Policy:
-    """The tensors that are trained on one engine. ``names`` is trained module -> name of its adapter."""
+    """The tensors that are trained on one engine, a :class:`Learner`. ``names`` is trained module -> name of its adapter."""
 
     engine: LocalEngine
     names: Mapping[str, str]
@@ -31,6 +90,19 @@ class Policy:
     @property
     def adapters(self) -> list[str]:
         return list(dict.fromkeys(self.names.values()))
+
+    def update(self, calls: Sequence[TrainingCall], config: MmGrpo, seed: int, reduce: Reduce = alone) -> UpdateReport:
+        torch.manual_seed(seed)
+        return update(self.engine, self.optimizer, calls, config, reduce)
+
+    def imitate(
+        self, sentences: Sequence[Sentence], config: Distill, seed: int, reduce: Reduce = alone
+    ) -> tuple[float, float]:
+        torch.manual_seed(seed)
+        return imitate(self.engine, self.optimizer, sentences, config, reduce)
+
+    def training_tokens(self) -> int:
+        return min(self.engine.training_tokens(name) for name in self.adapters)
 
     def set_rate(self, rate: float, base: float) -> None:
         """Sets the learning rate of every adapter: ``rate``, or its own in the same proportion to ``base``."""
@@ -52,10 +124,31 @@ class Policy:
         for name in self.adapters:
             self.engine.adapters.restore(name, folder / short(name))
 
+    def save_optimizer(self, file: Path) -> None:
+        torch.save(self.optimizer.state_dict(), file)
+
+    def load_optimizer(self, file: Path) -> None:
+        # Each tensor goes on to its parameter's device; where it was written need not exist here.
+        self.optimizer.load_state_dict(torch.load(file, weights_only=True, map_location="cpu"))
+
 
 def short(name: str) -> str:
     """The name of an adapter without that of its training."""
     return name.rpartition(".")[2]
+
+
+def make_learner(
+    program: Program,
+    engines: Mapping[str, Engine],
+    config: Tuning,
+    label: str,
+    seed: int,
+    initial: Mapping[str, Path],
+) -> Learner:
+    """What trains: in this process (see :func:`make_policy`), or where the engines' models are."""
+    if isinstance(engines, TrainsElsewhere):
+        return engines.make_learner(program, config, label, seed, initial)
+    return make_policy(program, engines, config, label, seed, initial)
 
 
 def make_policy(
@@ -87,7 +180,7 @@ def make_policy(
 TuningT = TypeVar("TuningT", bound=Tuning)
 
 
-def bounded(config: TuningT, policy: Policy, folder: Path) -> TuningT:
+def bounded(config: TuningT, policy: Learner, folder: Path) -> TuningT:
     """``config`` with a bound on forests: as the spec says, or what the free memory allows. That is kept in ``folder``, so that
     a training that is resumed where less is free goes on with the same sums.
     """
@@ -95,9 +188,8 @@ def bounded(config: TuningT, policy: Policy, folder: Path) -> TuningT:
         return config
     file = folder / "forest_tokens"
     if not file.exists():
-        found = min(policy.engine.training_tokens(name) for name in policy.adapters)
         temporary = file.with_suffix(".tmp")
-        temporary.write_text(f"{found}\n", encoding="utf-8")
+        temporary.write_text(f"{policy.training_tokens()}\n", encoding="utf-8")
         temporary.replace(file)
     return config.model_copy(update={"forest_tokens": int(file.read_text(encoding="utf-8"))})
 

@@ -9,8 +9,6 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from mmc.data import Example
 from mmc.engine.base import Engine, seed_of
 from mmc.metric import Metric
@@ -18,12 +16,12 @@ from mmc.mmgrpo import checkpoint
 from mmc.mmgrpo.audit import audit
 from mmc.mmgrpo.checkpoint import Place
 from mmc.mmgrpo.group import Rewards, Shaping, form_groups
-from mmc.mmgrpo.policy import Policy, bounded, learning_rate, make_policy
+from mmc.mmgrpo.policy import Learner, bounded, learning_rate, make_learner
 from mmc.mmgrpo.record import keep
 from mmc.mmgrpo.report import StepFacts, StepReport, alarm, step_report
 from mmc.mmgrpo.rollout import Rollouts, Sampler
 from mmc.mmgrpo.teacher import open_teachers, teach
-from mmc.mmgrpo.update import module_terms, training_calls, update
+from mmc.mmgrpo.update import module_terms, training_calls
 from mmc.program.evaluate import evaluate
 from mmc.program.graph import Program
 from mmc.program.judge import score_again
@@ -63,7 +61,7 @@ class TrainingResult:
 
 def train(job: TrainingJob) -> TrainingResult:
     """Runs (or resumes) the training. Raises UsageError when no module can be trained."""
-    policy = make_policy(job.program, job.engines, job.config, job.folder.name, job.seed, job.initial)
+    policy = make_learner(job.program, job.engines, job.config, job.folder.name, job.seed, job.initial)
     place = checkpoint.resume(job.folder, policy)
     config = bounded(job.config, policy, job.folder)
     job = replace(job, config=config)
@@ -91,7 +89,7 @@ def train(job: TrainingJob) -> TrainingResult:
     return TrainingResult(policy.save(job.folder / "final"), program, place.step)
 
 
-def train_step(job: TrainingJob, sampler: Sampler, policy: Policy, step: int, position: int) -> tuple[StepReport, int]:
+def train_step(job: TrainingJob, sampler: Sampler, policy: Learner, step: int, position: int) -> tuple[StepReport, int]:
     """One step: sample runs, group their calls, update. Gives its report and the position in the data after it."""
     config, start = job.config, time.perf_counter()
     rate = learning_rate(config, step, config.steps)
@@ -102,8 +100,7 @@ def train_step(job: TrainingJob, sampler: Sampler, policy: Policy, step: int, po
     sampled = time.perf_counter()
     keep(job.folder / "rollouts.jsonl", step + 1, rollouts, config, (list(policy.names), _rewards(job)))
     calls = training_calls(rollouts.groups, config, module_terms(job.program.spec, policy.names))
-    torch.manual_seed(seed_of(job.seed, "update", step))
-    result = update(policy.engine, policy.optimizer, calls, config)
+    result = policy.update(calls, config, seed_of(job.seed, "update", step))
     facts = StepFacts(
         step=step,
         steps=config.steps,
@@ -119,7 +116,7 @@ def train_step(job: TrainingJob, sampler: Sampler, policy: Policy, step: int, po
     return step_report(facts, own, rollouts.groups, result), rollouts.position
 
 
-def make_sampler(job: TrainingJob, program: Program, policy: Policy) -> Sampler:
+def make_sampler(job: TrainingJob, program: Program, policy: Learner) -> Sampler:
     """Runs ``program`` and its teachers, and groups what they did as the spec says."""
     config, modules = job.config, list(policy.names)
     rewards = _rewards(job)
@@ -164,7 +161,7 @@ def _audit(job: TrainingJob, rollouts: Rollouts) -> None:
 
 
 def _evaluate(
-    job: TrainingJob, program: Program, policy: Policy, report: StepReport, place: Place
+    job: TrainingJob, program: Program, policy: Learner, report: StepReport, place: Place
 ) -> tuple[StepReport, Place]:
     """Scores dev greedily and keeps the adapters when they are the best so far."""
     settings = RunSettings(stage="weights-dev", step=0, seed=job.seed, temperature=0.0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -74,6 +74,14 @@ class UpdateReport:
     grad_norm: float = 0.0
     drift: float = 0.0
     """Largest difference of a log-probability between sampling and the first forward of training."""
+
+
+Reduce = Callable[[Sequence[Tensor]], None]
+"""Called with all trained tensors between the gradient and the optimizer's step: adds up the gradients of several workers."""
+
+
+def alone(parameters: Sequence[Tensor]) -> None:
+    """The gradient is whole: nobody else has a part of the batch."""
 
 
 def training_calls(groups: Sequence[Group], config: MmGrpo, modules: Mapping[str, ModuleTerms]) -> list[TrainingCall]:
@@ -150,21 +158,32 @@ def _training_call(
 
 
 def update(
-    engine: LocalEngine, optimizer: torch.optim.Optimizer, calls: Sequence[TrainingCall], config: MmGrpo
+    engine: LocalEngine,
+    optimizer: torch.optim.Optimizer,
+    calls: Sequence[TrainingCall],
+    config: MmGrpo,
+    reduce: Reduce = alone,
 ) -> UpdateReport:
-    """``inner_epochs`` optimizer steps over ``calls``."""
+    """``inner_epochs`` optimizer steps over ``calls``, whose weights are those of the whole batch."""
     report = UpdateReport()
-    if not calls:
+    if not calls and reduce is alone:
         return report
     for epoch in range(config.inner_epochs):
         optimizer.zero_grad(set_to_none=True)
         report.loss = 0.0
         for adapter in dict.fromkeys(c.adapter for c in calls):
             accumulate(engine, adapter, [c for c in calls if c.adapter == adapter], config, report, first=epoch == 0)
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        report.grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))
-        optimizer.step()
+        report.grad_norm = step(optimizer, config.max_grad_norm, reduce)
     return report
+
+
+def step(optimizer: torch.optim.Optimizer, max_grad_norm: float, reduce: Reduce = alone) -> float:
+    """One step of the optimizer; the norm of the gradient before it was shortened."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    reduce(parameters)
+    norm = float(torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm))
+    optimizer.step()
+    return norm
 
 
 def accumulate(

@@ -129,12 +129,12 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[Step]:
         sampled.append(sample(self, step, position))
         return sampled[-1]
 
-    def watched_update(engine: LocalEngine, optimizer: Any, calls: Sequence[TrainingCall], config: MmGrpo) -> Any:
+    def watched_update(engine: LocalEngine, optimizer: Any, calls: Sequence[TrainingCall], *rest: Any) -> Any:
         found.append(Step(sampled[-1], calls))
-        return update(engine, optimizer, calls, config)
+        return update(engine, optimizer, calls, *rest)
 
     monkeypatch.setattr(Sampler, "sample", watched_sample)
-    monkeypatch.setattr("mmc.mmgrpo.train.update", watched_update)
+    monkeypatch.setattr("mmc.mmgrpo.policy.update", watched_update)
     return found
 
 

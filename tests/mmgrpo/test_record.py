@@ -84,16 +84,16 @@ def test_every_call_is_kept_and_what_is_said_to_be_trained_is_what_is(
     seen: list[TrainingCall] = []
     runs: list[Any] = []
 
-    def watched(engine: Any, optimizer: Any, calls: Any, config: Any) -> Any:
+    def watched(engine: Any, optimizer: Any, calls: Any, *rest: Any) -> Any:
         seen.extend(calls)
-        return update(engine, optimizer, calls, config)
+        return update(engine, optimizer, calls, *rest)
 
     def kept(file: Path, step: int, rollouts: Any, *rest: Any) -> None:
         runs.extend(rollouts.runs)
         record_keep(file, step, rollouts, *rest)
 
     record_keep = record.keep
-    monkeypatch.setattr("mmc.mmgrpo.train.update", watched)
+    monkeypatch.setattr("mmc.mmgrpo.policy.update", watched)
     monkeypatch.setattr("mmc.mmgrpo.train.keep", kept)
     lines = trained(program, engine, tmp_path / "t", **settings)
     assert expected <= set(reasons(lines))
