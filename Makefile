@@ -7,6 +7,8 @@ PEERS_NEED := tests/mmgrpo/trl-requirements.txt
 VLLM := .peers/vllm
 VLLM_NEED := tests/bench/vllm-requirements.txt
 DSPY := .peers/dspy
+TRACK := .peers/track
+TRACK_NEED := tests/track/requirements.txt
 export TOKENIZERS_PARALLELISM = false
 export HF_HUB_OFFLINE ?= 1
 export PYTHONUNBUFFERED = 1
@@ -50,6 +52,12 @@ $(DSPY)/.ready: Makefile
 	$(DSPY)/bin/python -m pip install --quiet --disable-pip-version-check dspy==3.4.1
 	@touch $@
 
+$(TRACK)/.ready: $(TRACK_NEED)
+	@echo "setting up $(TRACK) (MLflow, Weights & Biases and Trackio, in an environment of their own)" >&2
+	$(PYTHON) -m venv $(TRACK)
+	$(TRACK)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $(TRACK_NEED)
+	@touch $@
+
 demo: setup ## compile specs/helpdesk.yaml with the real small LM and print what it gained
 	$(BIN)/mmc compile specs/helpdesk.yaml
 
@@ -62,7 +70,7 @@ lint: setup ## ruff, mypy strict, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-slow: setup peers $(VLLM)/.ready ## proofs that take long: learning on real data, killed and resumed compiles, TRL's gradients
+slow: setup peers $(VLLM)/.ready $(TRACK)/.ready ## proofs that take long: learning on real data, killed and resumed compiles, TRL's gradients
 	$(BIN)/python -m pytest -m slow
 
 bench: setup peers $(VLLM)/.ready $(DSPY)/.ready ## the trie against padded batches, TRL, vLLM and DSPy, side by side (needs MMC_DATA; takes hours)

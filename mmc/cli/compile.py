@@ -25,6 +25,15 @@ def compile_command(
         bool, typer.Option("--matrix", help="Compare the start, prompts alone, weights alone and both; no build.")
     ] = False,
     seeds: Annotated[int, typer.Option(min=1, help="With --matrix: how many seeds, from the spec's on.")] = 1,
+    track: Annotated[
+        list[str],
+        typer.Option(
+            metavar="NAME[:WHERE]",
+            help="Send curves and scores there too: tensorboard[:FOLDER], trackio[:SPACE], wandb[:PROJECT], mlflow[:URI]; "
+            "may be repeated.",
+            autocompletion=complete_tracker,
+        ),
+    ] = [],  # noqa: B006
     json_: JsonOption = False,
     set_: SetOption = [],  # noqa: B006
     trust: TrustOption = False,
@@ -36,13 +45,15 @@ def compile_command(
     from mmc.cli.progress import make_progress
     from mmc.compile import CompileJob, compile_spec, run_matrix
     from mmc.spec import load
+    from mmc.track import wanted
 
     if seeds > 1 and not matrix:
         raise UsageError("--seeds does nothing without --matrix")
+    trackers = [wanted(one) for one in track]
     loaded = load(spec, set_)
     warn(loaded)
     with make_progress() as progress:
-        job = CompileJob(loaded, out, runs, trust, progress)
+        job = CompileJob(loaded, out, runs, trust, progress, trackers)
         if matrix:
             first = loaded.spec.compile.seed
             found = run_matrix(job, range(first, first + seeds))
@@ -58,6 +69,12 @@ def compile_command(
         return
     _print_table(result)
     _print_next(result, loaded)
+
+
+def complete_tracker(incomplete: str) -> list[str]:
+    from mmc.track import TRACKERS
+
+    return [name for name in TRACKERS if name.startswith(incomplete)]
 
 
 def _print_table(result: CompileResult) -> None:

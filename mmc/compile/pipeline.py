@@ -15,6 +15,7 @@ from mmc.compile.progress import Progress, Silent
 from mmc.compile.record import digest, finished_stage, locked, open_stage, read_json, write_json
 from mmc.compile.stages import STAGES, load_first
 from mmc.compile.state import Context, Scored, State, known_score, score
+from mmc.compile.track import open_tracking
 from mmc.compile.work import WorkLedger
 from mmc.data import SPLITS, Example, load_split
 from mmc.engine import open_engines
@@ -27,6 +28,7 @@ from mmc.prompt import Template
 from mmc.spec import load
 from mmc.spec.load import LoadedSpec
 from mmc.spec.model import Teacher
+from mmc.track import Wanted
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class CompileJob:
     runs: Path = Path(".mmc/runs")
     trust: bool = False
     progress: Progress = field(default_factory=Silent)
+    track: Sequence[Wanted] = ()
+    """Where else the curves go."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,8 @@ def run_stages(job: CompileJob, folder: Path, siblings: Path | None = None) -> D
         raise InvalidError(problems)
     program = Program.build(loaded, job.trust)
     data: dict[str, Sequence[Example]] = {split: load_split(loaded, split) for split in SPLITS}
-    begin_run(folder, program, job.out, {split: len(rows) for split, rows in data.items()})
+    sizes = {split: len(rows) for split, rows in data.items()}
+    begin_run(folder, program, job.out, sizes)
     progress = KeptProgress(folder, job.progress)
     progress.say(f"run folder: {folder} (an interrupted compile goes on from there)")
     progress.begin("loading the model", 1)
@@ -101,7 +106,8 @@ def run_stages(job: CompileJob, folder: Path, siblings: Path | None = None) -> D
     engines, seed = open_engines(loaded, asked), loaded.spec.compile.seed
     job.progress.watch(distinct(engines))
     scores = (siblings or folder) / "scores"
-    context = Context(engines, data, seed, folder, scores, progress, job.trust, siblings)
+    tracking = open_tracking(job.track, folder, program, sizes, progress.say)
+    context = Context(engines, data, seed, folder, scores, progress, job.trust, siblings, tracking)
     progress.advance(1)
     try:
         done = _run_stages(context, load_first(context, program))
@@ -109,6 +115,7 @@ def run_stages(job: CompileJob, folder: Path, siblings: Path | None = None) -> D
         end_run(folder, state="failed" if failed else "done", error=str(done.failure) if failed else None)
         return done
     finally:
+        tracking.close()
         for engine in distinct(engines):
             engine.close()
 
@@ -129,6 +136,7 @@ def _run_stages(context: Context, start: State) -> Done:
         ledger.scored(label, "test", found)
         stages.append(_stage_score(context, found, label, note, (kept, seconds)))
         tell_stages(context.folder, stages)
+        context.tracking.scored(stages, ledger.entries)
 
     after_stage("start", "the spec as it is")
     seen: Counter[str] = Counter()
@@ -140,7 +148,9 @@ def _run_stages(context: Context, start: State) -> Done:
         began = time.perf_counter()
         try:
             folder = _open(context, state, name, folder)
+            context.tracking.begin(label, folder)
             after, note = STAGES[name](context, state, folder)
+            context.tracking.look(folder)  # what was there already when the stage was opened
             folders[label] = folder
             ledger.stage(label, name, folder)
             kept, verdict = _gate(context, (state, after), label, folder, ledger) if compile_.gate else (True, "")

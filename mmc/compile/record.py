@@ -24,6 +24,12 @@ def write_json(path: Path, value: Any) -> None:
     temporary.replace(path)
 
 
+def append_line(path: Path, value: Any) -> None:
+    """Adds ``value`` to a file of JSON lines."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(value, ensure_ascii=False) + "\n")
+
+
 def read_json(path: Path) -> Any:
     """The value in ``path``, None when there is no such file."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None

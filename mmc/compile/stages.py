@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmc.compile.record import read_json, write_json
+from mmc.compile.record import append_line, read_json, write_json
 from mmc.compile.state import Context, State
 from mmc.errors import EnvironmentProblem
 from mmc.program.graph import Program
@@ -27,6 +27,9 @@ def prompts(context: Context, state: State, folder: Path) -> tuple[State, str]:
         context.progress.begin("prompt search", 1)
 
         def on_trial(report: TrialReport) -> None:
+            if report.trial:
+                append_line(folder / "trials.jsonl", _curve(report))
+                context.tracking.look(folder)
             context.progress.begin("prompt search", max(1, report.trials))
             context.progress.advance(
                 report.trial, f"round {report.round}: {report.what} {report.score.mean:.3f}", report.score.mean
@@ -64,6 +67,13 @@ def prompts(context: Context, state: State, folder: Path) -> tuple[State, str]:
     return state_after("prompts", state, folder), found["note"]
 
 
+def _curve(report: TrialReport) -> dict[str, Any]:
+    """One evaluation of a candidate, as it stands in ``trials.jsonl``; those of a resumed search go on there."""
+    score = report.score
+    numbers = {"score": score.mean, "low": score.low, "high": score.high, "n": score.n}
+    return {"what": report.what, "round": report.round, **numbers, "seconds": round(report.seconds, 3)}
+
+
 def _trial(trial: Trial) -> dict[str, Any]:
     """One candidate, as the report and the viewer show it."""
     found = trial.score
@@ -84,6 +94,7 @@ def weights(context: Context, state: State, folder: Path) -> tuple[State, str]:
         context.progress.begin("mmGRPO", state.program.spec.compile.weights.steps)
 
         def on_step(report: StepReport) -> None:
+            context.tracking.look(folder)
             detail = f"reward {report.reward:.3f}, groups with spread {report.useful:.0%}"
             context.progress.advance(report.step, detail, report.reward)
 
@@ -119,6 +130,7 @@ def distill(context: Context, state: State, folder: Path) -> tuple[State, str]:
         context.progress.begin("distill", 1)
 
         def on_step(report: DistillReport) -> None:
+            context.tracking.look(folder)
             context.progress.begin("distill", report.steps)
             context.progress.advance(report.step, f"loss {report.loss:.3f}", report.loss)
 

@@ -15,6 +15,7 @@ import mmc
 from mmc.build.lock import sha256_of
 from mmc.compile.progress import Progress
 from mmc.compile.record import digest, read_json, write_json
+from mmc.compile.track import NOWHERE, Tracking
 from mmc.data import Example, fingerprint
 from mmc.engine.base import Engine
 from mmc.metric import Interval, interval
@@ -65,6 +66,7 @@ class Context:
     trust: bool = False
     siblings: Path | None = None
     """Folder below which other compiles may have run the same stages already."""
+    tracking: Tracking = NOWHERE
 
     def data_fingerprint(self, *splits: str) -> dict[str, str]:
         return {split: fingerprint(self.data[split]) for split in splits}

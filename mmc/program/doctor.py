@@ -25,6 +25,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "http": ("httpx", "tenacity"),
     "mcp": ("mcp",),
     "serve": ("fastapi", "prometheus_client", "uvicorn"),
+    "track": ("tensorboard", "trackio", "wandb", "mlflow"),
 }
 """Extra -> the packages it brings."""
 LITTLE_DISK = 2 * 2**30

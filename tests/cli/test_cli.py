@@ -210,3 +210,23 @@ def test_a_crash_writes_a_log_and_shows_no_traceback(
     assert "this is a bug in mmc: RuntimeError: surprise" in shown and "Traceback" not in shown
     log = next((tmp_path / ".mmc").glob("crash-*.log"))
     assert "Traceback" in log.read_text()
+
+
+def test_trackers_that_are_unknown_or_missing_are_said_before_anything_is_done(folder: Path) -> None:
+    found = mmc("compile", "spec.yaml", "--track", "tensorbord", cwd=folder)
+    assert found.returncode == 2 and "there are tensorboard, trackio, wandb, mlflow" in found.stderr
+    hidden = folder / "hidden"
+    hidden.mkdir()
+    (hidden / "sitecustomize.py").write_text("import sys\nsys.modules['wandb'] = None\n")
+    found = mmc("compile", "spec.yaml", "--track", "wandb", cwd=folder, PYTHONPATH=f"{hidden}:{REPO}")
+    assert found.returncode == 4 and "--track wandb needs wandb: pip install 'mmc[track]'" in found.stderr
+    assert not (folder / ".mmc").exists()
+
+
+def test_curves_reach_tensorboard_from_the_command_line(folder: Path) -> None:
+    options = ["--set", "compile.strategy=[weights]", "--set", "compile.weights={steps: 2, examples: 2, rollouts: 4}"]
+    found = mmc("compile", "spec.yaml", "--track", "tensorboard", "--json", *options, cwd=folder)
+    assert found.returncode == 0, found.stderr
+    assert "tensorboard: tensorboard --logdir" in found.stderr and json.loads(found.stdout)["stages"]
+    (events,) = (folder / ".mmc/runs").glob("*/track/tensorboard/*/events*")
+    assert b"weights/reward" in events.read_bytes() and b"ledger/calls" in events.read_bytes()
