@@ -34,6 +34,15 @@ def compile_command(
             autocompletion=complete_tracker,
         ),
     ] = [],  # noqa: B006
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS", help="Run and train on Ray workers: `local`, `auto`, or HOST:PORT of a cluster."
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="With --cluster: how many; as many as there is room for when left out.")
+    ] = None,
     json_: JsonOption = False,
     set_: SetOption = [],  # noqa: B006
     trust: TrustOption = False,
@@ -43,17 +52,21 @@ def compile_command(
     As the spec says under `compile`. Interrupted, the same command goes on where it was.
     """
     from mmc.cli.progress import make_progress
+    from mmc.cluster import connected
     from mmc.compile import CompileJob, compile_spec, run_matrix
     from mmc.spec import load
     from mmc.track import wanted
 
     if seeds > 1 and not matrix:
         raise UsageError("--seeds does nothing without --matrix")
+    if workers is not None and cluster is None:
+        raise UsageError("--workers does nothing without --cluster")
     trackers = [wanted(one) for one in track]
     loaded = load(spec, set_)
     warn(loaded)
-    with make_progress() as progress:
-        job = CompileJob(loaded, out, runs, trust, progress, trackers)
+    place = loaded.spec.cluster.model_copy(update={"workers": workers or loaded.spec.cluster.workers})
+    with connected(cluster, place) as there, make_progress() as progress:
+        job = CompileJob(loaded, out, runs, trust, progress, trackers, there)
         if matrix:
             first = loaded.spec.compile.seed
             found = run_matrix(job, range(first, first + seeds))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmc.build import BuildJob, StageScore, Work, write_build
+from mmc.cluster import Cluster
 from mmc.compile.live import KeptProgress, begin_run, end_run, tell_stages
 from mmc.compile.progress import Progress, Silent
 from mmc.compile.record import digest, finished_stage, locked, open_stage, read_json, write_json
@@ -42,6 +43,8 @@ class CompileJob:
     progress: Progress = field(default_factory=Silent)
     track: Sequence[Wanted] = ()
     """Where else the curves go."""
+    cluster: Cluster | None = None
+    """Where runs are made and weights trained; in this process without."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,9 @@ def run_stages(job: CompileJob, folder: Path, siblings: Path | None = None) -> D
     progress.begin("loading the model", 1)
     proposer = getattr(loaded.spec.compile.prompts, "proposer", None)
     asked = [proposer] if proposer and "prompts" in loaded.spec.compile.strategy else []
-    engines, seed = open_engines(loaded, asked), loaded.spec.compile.seed
+    cluster, seed = job.cluster, loaded.spec.compile.seed
+    opened = cluster.open_engines(loaded, asked, job.trust, progress.say) if cluster is not None else None
+    engines = opened or open_engines(loaded, asked)
     job.progress.watch(distinct(engines))
     scores = (siblings or folder) / "scores"
     tracking = open_tracking(job.track, folder, program, sizes, progress.say)

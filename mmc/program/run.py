@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from mmc.data import Example
 from mmc.engine.base import Engine, distinct
@@ -47,6 +47,22 @@ class RunSettings:
     temperature: float
     score: bool = True
     tree: tuple[int, ...] = ()
+
+
+@runtime_checkable
+class RunsElsewhere(Protocol):
+    """Engines that make whole runs in other processes."""
+
+    def run_all(
+        self,
+        program: Program,
+        examples: Sequence[Example],
+        settings: RunSettings,
+        rollouts: int,
+        on_done: Callable[[Trajectory], Trajectory | None] | None,
+    ) -> list[Trajectory]:
+        """As the function :func:`run_all`."""
+        ...
 
 
 class _Returned(Exception):
@@ -315,6 +331,8 @@ def run_all(
 
     ``on_done`` hears of each run when it ends, and may give a shorter one to be kept in its place.
     """
+    if isinstance(engines, RunsElsewhere):
+        return engines.run_all(program, examples, settings, rollouts, on_done)
     jobs = [(example, rollout) for example in examples for rollout in range(rollouts)]
     found: list[Trajectory | None] = [None] * len(jobs)
     left = iter(enumerate(jobs))

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
+from mmc.spec.cluster import Cluster
 from mmc.spec.keys import Keys, Name
 from mmc.spec.lm import LiteLlmModel, LocalModel, Model, OpenAiModel, Price, RemoteModel, VllmSampler
 from mmc.spec.metrics import Metric, WeightedPart
@@ -270,7 +271,7 @@ class Origin(Keys):
 
 
 __all__ = [
-    "Bm25Tool", "BootstrapSearch", "Clip", "Distill", "GepaSearch", "Grouping", "HalvingSearch", "HttpTool", "Keys",
+    "Bm25Tool", "BootstrapSearch", "Clip", "Cluster", "Distill", "GepaSearch", "Grouping", "HalvingSearch", "HttpTool", "Keys",
     "LiteLlmModel", "LocalModel", "Lora", "McpTool", "MiproSearch", "MmGrpo", "OpenAiModel", "Price", "PythonTool", "Record",
     "RemoteModel", "Teacher", "Tuning", "VllmSampler",
 ]  # fmt: skip
@@ -303,6 +304,8 @@ class Spec(Keys):
     input of the module, `gold` a column of the data. They shape training only; scores are the metric's alone."""
     compile: Compile = Compile()
     """The stages that make the program better, and their settings."""
+    cluster: Cluster = Cluster()
+    """Workers of `mmc compile --cluster`."""
     adapters: dict[Name, str] = {}
     """For each module, the folder of the adapter it runs with; written by a compile."""
     origin: Origin | None = None
