@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmc.data.hub import LOCAL
 from mmc.metric import Interval, paired
 from mmc.prompt import Template
 from mmc.report.html import words_changed
@@ -93,7 +94,11 @@ def _without_places(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     kept = {key: one for key, one in value.items() if key not in _TEMPLATES}
-    return {k: Path(v).name if k in _PLACES and isinstance(v, str) else _without_places(v) for k, v in kept.items()}
+    return {k: Path(v).name if isinstance(v, str) and _is_place(k, v) else _without_places(v) for k, v in kept.items()}
+
+
+def _is_place(key: str, value: str) -> bool:
+    return key in _PLACES or (key == "dataset" and value.startswith(LOCAL))
 
 
 def _keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[KeyChange]:

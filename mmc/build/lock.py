@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmc.data import Example, fingerprint
+from mmc.data import Example, commit_of, fingerprint
 from mmc.program.graph import Program
 from mmc.spec.model import Bm25Tool, RemoteModel
 
@@ -28,6 +28,7 @@ PACKAGES = (
     "jinja2",
     "pydantic",
     "bm25s",
+    "datasets",
 )
 
 
@@ -45,11 +46,19 @@ def make_lock(program: Program, data: Mapping[str, Sequence[Example]], adapters:
         "seed": loaded.spec.compile.seed,
         "models": {name: _model(program, name) for name in loaded.spec.models},
         "templates": {name: template.sha256 for name, template in program.templates.items()},
-        "data": {split: {"sha256": fingerprint(rows), "rows": len(rows)} for split, rows in data.items()},
+        "data": {split: _data(program, split, rows) for split, rows in data.items()},
         "corpora": corpora,
         "adapters": dict(adapters),
         "versions": {"python": platform.python_version(), **_versions()},
     }
+
+
+def _data(program: Program, split: str, rows: Sequence[Example]) -> dict[str, Any]:
+    """What a split held, and the commit of the data set on the hub that it is from."""
+    source = getattr(program.spec.data, split)
+    commit = commit_of(program.loaded, source)
+    pinned = {} if commit is None else {"dataset": source.dataset, "revision": commit}
+    return {"sha256": fingerprint(rows), "rows": len(rows), **pinned}
 
 
 def _model(program: Program, name: str) -> dict[str, str]:

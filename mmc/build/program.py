@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from mmc.data import SPLITS, commit_of
+from mmc.data.hub import LOCAL
 from mmc.program.graph import Program
 from mmc.spec import rewrite
 from mmc.spec.marks import KeyPath
@@ -35,8 +37,14 @@ def program_text(
     changes: dict[KeyPath, object] = {}
     for path, value in spec_paths(loaded.spec):
         moved = _moved(value, loaded.folder, folder)
+        if path[-1] == "dataset" and not moved.startswith(LOCAL):
+            moved = f"./{moved}"  # a folder, which must not become a name of the hub
         if moved != value:
             changes[path] = moved
+    for split in SPLITS if loaded.spec.data is not None else ():
+        source = getattr(loaded.spec.data, split)
+        if commit := commit_of(loaded, source):
+            changes["data", split, "revision"] = commit
     for module, file in templates.items():
         changes["modules", module, "template"] = file
     if adapters:
@@ -89,4 +97,8 @@ def spec_paths(spec: Spec, templates: bool = False) -> Iterator[tuple[KeyPath, s
                 yield (*place, "templates", name), template
     if spec.data is not None:
         for split in ("train", "dev", "test"):
-            yield ("data", split, "file"), getattr(spec.data, split).file
+            source = getattr(spec.data, split)
+            if source.file is not None:
+                yield ("data", split, "file"), source.file
+            elif source.dataset.startswith(LOCAL):
+                yield ("data", split, "dataset"), source.dataset

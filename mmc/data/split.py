@@ -7,12 +7,13 @@ import hashlib
 import json
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
+from mmc.data.hub import LOCAL, NotThere, load_hub
 from mmc.errors import Diagnostic, InvalidError
 from mmc.spec.load import LoadedSpec
 from mmc.spec.model import DataSource
@@ -105,8 +106,7 @@ def load_split(loaded: LoadedSpec, split: SplitName) -> tuple[Example, ...]:
             [loaded.diagnostic((), "the spec has no `data`", "add data: {train: ..., dev: ..., test: ...}")]
         )
     source: DataSource = getattr(loaded.spec.data, split)
-    path = loaded.resolve(source.file)
-    rows = read_rows(path)
+    rows = source_rows(loaded, split, source)
     _check_columns(loaded, split, source, rows)
     numbered = [Example(str(row[source.id]) if source.id else str(i), row) for i, row in enumerate(rows)]
     chosen = _select(numbered, source)
@@ -115,15 +115,56 @@ def load_split(loaded: LoadedSpec, split: SplitName) -> tuple[Example, ...]:
     ids = [e.id for e in chosen]
     if len(set(ids)) < len(ids):
         twice = next(i for i in ids if ids.count(i) > 1)
-        raise InvalidError([loaded.diagnostic(("data", split, "id"), f"the id {twice!r} stands in {path.name} twice")])
+        raise InvalidError(
+            [loaded.diagnostic(("data", split, "id"), f"the id {twice!r} stands in {Path(source.place).name} twice")]
+        )
     return tuple(chosen)
 
 
-def rows_of(loaded: LoadedSpec, source: DataSource) -> set[tuple[Path, int]]:
-    """Which rows of which file belong to a split. Its file and columns must be in order."""
-    path = loaded.resolve(source.file)
-    numbered = [Example(str(i), row) for i, row in enumerate(read_rows(path))]
-    return {(path, int(example.id)) for example in _select(numbered, source)}
+def source_rows(loaded: LoadedSpec, split: str, source: DataSource) -> tuple[Row, ...]:
+    """All rows that a split chooses from, their columns named as the spec wants. Raises InvalidError, EnvironmentProblem."""
+    if source.file is not None:
+        rows = read_rows(loaded.resolve(source.file))
+    else:
+        try:
+            rows = load_hub(*_of_hub(loaded, source)).rows
+        except NotThere as problem:
+            place = ("data", split, problem.key if problem.key in source.model_fields_set else "dataset")
+            raise InvalidError([loaded.diagnostic(place, f"{source.dataset}: {problem}", problem.hint)]) from None
+    return _renamed(loaded, split, source, rows) if source.columns else rows
+
+
+def commit_of(loaded: LoadedSpec, source: DataSource) -> str | None:
+    """The commit of the hub that a split's rows are from; None for files and folders."""
+    return None if source.dataset is None else load_hub(*_of_hub(loaded, source)).commit
+
+
+def _of_hub(loaded: LoadedSpec, source: DataSource) -> tuple[str, str | None, str, str | None]:
+    """What tells a split of a data set from others: name or folder, configuration, split, revision."""
+    name = source.dataset or ""
+    name = str(loaded.resolve(name)) if name.startswith(LOCAL) else name
+    return name, source.config, source.split or "train", source.revision
+
+
+def _renamed(loaded: LoadedSpec, split: str, source: DataSource, rows: Sequence[Row]) -> tuple[Row, ...]:
+    for new, old in source.columns.items():
+        if any(old not in row for row in rows):
+            known = ", ".join(rows[0]) if rows else "none"
+            message = f"not every row of {source.place} has a column {old!r}"
+            place = ("data", split, "columns", new)
+            raise InvalidError([loaded.diagnostic(place, message, f"the first row has: {known}")])
+    taken = set(source.columns.values())
+    return tuple(
+        {**{k: v for k, v in row.items() if k not in taken}, **{new: row[old] for new, old in source.columns.items()}}
+        for row in rows
+    )
+
+
+def rows_of(loaded: LoadedSpec, split: str, source: DataSource) -> set[tuple[Hashable, int]]:
+    """Which rows of which file or data set belong to a split. What it names must be in order."""
+    place = loaded.resolve(source.file) if source.file is not None else _of_hub(loaded, source)
+    numbered = [Example(str(i), row) for i, row in enumerate(source_rows(loaded, split, source))]
+    return {(place, int(example.id)) for example in _select(numbered, source)}
 
 
 def _check_columns(loaded: LoadedSpec, split: str, source: DataSource, rows: Sequence[Row]) -> None:
@@ -133,7 +174,7 @@ def _check_columns(loaded: LoadedSpec, split: str, source: DataSource, rows: Seq
     for key, column in wanted.items():
         if column is not None and any(column not in row for row in rows):
             known = ", ".join(rows[0]) if rows else "none"
-            message = f"not every row of {source.file} has a column {column!r}"
+            message = f"not every row of {source.place} has a column {column!r}"
             raise InvalidError([loaded.diagnostic(("data", split, *key), message, f"the first row has: {known}")])
 
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag
 
 from mmc.spec.cluster import Cluster
+from mmc.spec.data import Data, DataSource
 from mmc.spec.keys import Keys, Name
 from mmc.spec.lm import LiteLlmModel, LocalModel, Model, OpenAiModel, Price, RemoteModel, VllmSampler
 from mmc.spec.metrics import Metric, WeightedPart
@@ -203,42 +204,6 @@ class Program(Keys):
     """Seconds after which a run is interrupted. A clock decides, so the same seed need not give the same runs."""
 
 
-# --- data ----------------------------------------------------------------------------------------------
-
-
-class DataSource(Keys):
-    """Rows of one split."""
-
-    file: str
-    """JSONL, JSON (a list) or CSV file."""
-    id: str | None = None
-    """Column that names a row; the row's number when left out."""
-    shuffle: int | None = None
-    """Seed of a shuffle that comes before everything below; the file's own order when left out."""
-    where: dict[str, Any] = {}
-    """Only rows whose column has this value, or one of these when a list is given: `{num_hops: [3, 4]}`."""
-    unique: list[str] = []
-    """Columns in which rows differ: a row that agrees in one of them with a row before it is left out, so that splits of one
-    file cannot share it."""
-    part: tuple[float, float] = (0.0, 1.0)
-    """Share of the (shuffled) rows that belongs to this split, such as [0.0, 0.9]."""
-    balance: str | None = None
-    """A column whose values are to be equally frequent: surplus rows of the commoner ones are left out."""
-    limit: int | None = Field(None, gt=0)
-    """At most this many rows."""
-
-
-class Data(Keys):
-    """Where examples come from. Search and training see train, choices are made on dev, scores reported on test."""
-
-    train: DataSource
-    """Rows that search and training see."""
-    dev: DataSource
-    """Rows that choices are made on: candidates, checkpoints, whether a stage stays."""
-    test: DataSource
-    """Rows that scores are reported on; nothing else touches them."""
-
-
 # --- compile ---------------------------------------------------------------------------------------------------------
 
 
@@ -271,9 +236,9 @@ class Origin(Keys):
 
 
 __all__ = [
-    "Bm25Tool", "BootstrapSearch", "Clip", "Cluster", "Distill", "GepaSearch", "Grouping", "HalvingSearch", "HttpTool", "Keys",
-    "LiteLlmModel", "LocalModel", "Lora", "McpTool", "MiproSearch", "MmGrpo", "OpenAiModel", "Price", "PythonTool", "Record",
-    "RemoteModel", "Teacher", "Tuning", "VllmSampler",
+    "Bm25Tool", "BootstrapSearch", "Clip", "Cluster", "Data", "DataSource", "Distill", "GepaSearch", "Grouping",
+    "HalvingSearch", "HttpTool", "Keys", "LiteLlmModel", "LocalModel", "Lora", "McpTool", "MiproSearch", "MmGrpo",
+    "OpenAiModel", "Price", "PythonTool", "Record", "RemoteModel", "Teacher", "Tuning", "VllmSampler",
 ]  # fmt: skip
 """Defined beside this file, and part of what a spec is made of."""
 

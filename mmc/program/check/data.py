@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from mmc.data import SPLITS, read_rows, rows_of
-from mmc.errors import InvalidError
+from mmc.data import SPLITS, read_rows, rows_of, source_rows
+from mmc.errors import EnvironmentProblem, InvalidError
 from mmc.program.check.findings import Findings
 from mmc.program.node import EXAMPLE
 from mmc.program.steps import metric_fields, returns
@@ -35,7 +36,7 @@ def check_data(findings: Findings) -> None:
     for name, parts in spec.shaping.items():
         for i, part in enumerate(parts):
             gold = metric_fields(part.metric, "gold", ("shaping", name, i, "metric"))
-            _rows(findings, ("data", "train", "file"), train.file, gold)
+            _source(findings, "train", train, gold)
     _report_lacking(findings)
     _overlap(findings, spec.data)
 
@@ -67,9 +68,29 @@ def _split(findings: Findings, split: str, source: model.DataSource, judged: Map
     if not 0 <= low < high <= 1:
         message = f"a part is [from, to] with 0 <= from < to <= 1; this is [{low:g}, {high:g}]"
         findings.error((*path, "part"), message, "[0.0, 0.8] is the first 80% of the rows")
-    elif _rows(findings, (*path, "file"), source.file, wanted) and not rows_of(findings.loaded, source):
+    elif _source(findings, split, source, wanted) and not rows_of(findings.loaded, split, source):
         keys = ", ".join(f"`{key}`" for key in ("where", "unique", "part") if key in source.model_fields_set)
-        findings.error(path, f"no row of {source.file} is left in {split}", f"look at {keys}", at_key=True)
+        findings.error(path, f"no row of {source.place} is left in {split}", f"look at {keys}", at_key=True)
+
+
+def _source(findings: Findings, split: str, source: model.DataSource, wanted: Mapping[str, KeyPath]) -> bool:
+    """Whether a split's rows can be read and all have the ``wanted`` columns; errors where not."""
+    path: KeyPath = ("data", split)
+    if source.file is not None and not source.columns:
+        return _rows(findings, (*path, "file"), source.file, wanted)
+    key = "file" if source.file is not None else "dataset"
+    if findings.resolve((*path, key), source.place) is None:
+        return False
+    try:
+        rows = source_rows(findings.loaded, split, source)
+    except InvalidError as error:
+        findings.found.extend(error.diagnostics)
+        return False
+    except EnvironmentProblem as error:
+        problem = findings.loaded.diagnostic((*path, key), str(error))
+        findings.found.append(replace(problem, cause="environment"))
+        return False
+    return _complete(findings, (*path, key), source.place, rows, wanted)
 
 
 def _rows(findings: Findings, path: KeyPath, name: str, wanted: Mapping[str, KeyPath]) -> bool:
@@ -85,6 +106,17 @@ def _rows(findings: Findings, path: KeyPath, name: str, wanted: Mapping[str, Key
             whole = findings.loaded.diagnostic(path, f"{name}: {problem.message}.{hint}")
             findings.found.append(problem if problem.line else whole)
         return False
+    return _complete(findings, path, name, rows, wanted)
+
+
+def _complete(
+    findings: Findings,
+    path: KeyPath,
+    name: str,
+    rows: Sequence[Mapping[str, object]],
+    wanted: Mapping[str, KeyPath],
+) -> bool:
+    """Whether there are rows, all with the ``wanted`` columns; errors where not."""
     if not rows:
         findings.error(path, f"{name} has no rows")
         return False
@@ -116,7 +148,7 @@ def _overlap(findings: Findings, data: model.Data) -> None:
     """A warning where two splits hold the same rows: scores on them tell little."""
     if findings.found and any(problem.severity == "error" for problem in findings.found):
         return
-    taken = {split: rows_of(findings.loaded, getattr(data, split)) for split in SPLITS}
+    taken = {split: rows_of(findings.loaded, split, getattr(data, split)) for split in SPLITS}
     for early, late in itertools.combinations(SPLITS, 2):
         shared = len(taken[early] & taken[late])
         if shared:
