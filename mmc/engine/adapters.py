@@ -6,7 +6,7 @@ Names of adapters are free texts for callers (a build uses folder names); PEFT's
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,6 +172,16 @@ class Adapters:
     def version(self, name: str) -> tuple[int, ...]:
         """Changes when the adapter does: when it is made or loaded anew, and, as PyTorch counts them, with changes in place."""
         return (self._made.get(name, 0), *(tensor._version for tensor in self.parameters(name).values()))
+
+    def signature(self, name: str | None) -> Hashable:
+        """Names the memory that the model reads while ``name`` is active without training; None where an update makes it anew."""
+        import torch
+
+        if name in self._full:
+            return name, *(tensor.data_ptr() for tensor in self._full[name].values())
+        if name is not None and self._model.dtype == torch.float32:
+            return None  # a merged copy
+        return name, *(tensor.data_ptr() for tensor in self._model.parameters())
 
     def parameters(self, name: str) -> dict[str, Any]:
         """The tensors that training ``name`` changes, by name, in a fixed order."""

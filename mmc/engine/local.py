@@ -29,6 +29,7 @@ from mmc.errors import EnvironmentProblem, RunFailure
 from mmc.spec.model import LocalModel
 from mmc.trie.budget import sampling_budget, training_budget
 from mmc.trie.decode import Decoder, Stream
+from mmc.trie.fixed import FIXED_ON
 from mmc.trie.model import TrieModel
 from mmc.trie.padded import PaddedDecoder, causal_model
 
@@ -214,12 +215,13 @@ class LocalEngine:
             request = one.request
             self._streams[one.stream] = one
             if request.adapter not in self._decoders:
-                self._decoders[request.adapter] = self._decoder()
+                self._decoders[request.adapter] = self._decoder(request.adapter)
             self._decoders[request.adapter].add([one.stream])
 
-    def _decoder(self) -> Decoder | PaddedDecoder:
+    def _decoder(self, adapter: str | None) -> Decoder | PaddedDecoder:
         if isinstance(self.lm, TrieModel):
-            return Decoder(self.lm, self.stops, self._batch_tokens, keep=self._keeping > 0)
+            weights = self.adapters.signature(adapter) if self.lm.device.type in FIXED_ON else None
+            return Decoder(self.lm, self.stops, self._batch_tokens, self._keeping > 0, weights)
         return PaddedDecoder(self.lm, self.stops, self._batch_tokens)
 
     def _answer(self, pending: _Pending, completion: Completion) -> None:

@@ -58,24 +58,30 @@ class _LoraLinear(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scaling: float
     ) -> Tensor:
         x_NI = x.flatten(0, -2)
-        thin_NR = x_NI @ down.to(x.dtype).T
+        down_RI, up_OR = down.to(x.dtype), up.to(x.dtype)
+        thin_NR = x_NI @ down_RI.T
         out_NO = torch.nn.functional.linear(x_NI, weight, bias)
-        out_NO.addmm_(thin_NR, (up * scaling).to(x.dtype).T)
-        ctx.save_for_backward(x_NI, thin_NR, weight, down, up)
-        ctx.scaling = scaling
+        out_NO.addmm_(thin_NR, up_OR.T, alpha=scaling)
+        ctx.save_for_backward(x_NI, thin_NR, weight, down_RI, up_OR)
+        ctx.scaling, ctx.dtypes = scaling, (down.dtype, up.dtype)
         return out_NO.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x_NI, thin_NR, weight, down, up = ctx.saved_tensors
+        x_NI, thin_NR, weight, down_RI, up_OR = ctx.saved_tensors
         gradient_NO = gradients[0].flatten(0, -2)
-        thin_gradient_NR = gradient_NO @ (up * ctx.scaling).to(gradient_NO.dtype)
+        thin_gradient_NR = _scaled_product(gradient_NO, up_OR, ctx.scaling)
         x_gradient = down_gradient = up_gradient = None
         if ctx.needs_input_grad[0]:
-            x_gradient = (gradient_NO @ weight).addmm_(thin_gradient_NR, down.to(gradient_NO.dtype))
+            x_gradient = (gradient_NO @ weight).addmm_(thin_gradient_NR, down_RI)
             x_gradient = x_gradient.view(*gradients[0].shape[:-1], -1)
         if ctx.needs_input_grad[3]:
-            down_gradient = (thin_gradient_NR.T @ x_NI).to(down.dtype)
+            down_gradient = (thin_gradient_NR.T @ x_NI).to(ctx.dtypes[0])
         if ctx.needs_input_grad[4]:
-            up_gradient = (gradient_NO.T @ thin_NR).to(up.dtype) * ctx.scaling
+            up_gradient = _scaled_product(gradient_NO.T, thin_NR, ctx.scaling).to(ctx.dtypes[1])
         return x_gradient, None, None, down_gradient, up_gradient, None
+
+
+def _scaled_product(a: Tensor, b: Tensor, factor: float) -> Tensor:
+    """``factor`` a b, in one pass."""
+    return torch.addmm(a.new_empty(a.shape[0], b.shape[1]), a, b, beta=0, alpha=factor)

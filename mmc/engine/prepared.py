@@ -112,8 +112,8 @@ class Prepared:
             if weight.dtype == torch.float32:
                 merged = torch.addmm(weight, up.to(weight.dtype), down.to(weight.dtype), alpha=scaling)
                 return partial(_linear, _pack(merged), base.bias)
-            down_IR, up_RO = (part.to(weight.dtype).T.contiguous() for part in (down, up * scaling))
-            return partial(_beside, self._matrix(base), base.bias, down_IR, up_RO)
+            down_IR, up_RO = (part.to(weight.dtype).T.contiguous() for part in (down, up))
+            return partial(_beside, self._matrix(base), base.bias, down_IR, up_RO, scaling)
 
     def _matrix(self, layer: Any) -> Tensor:
         if layer not in self._packed:
@@ -210,8 +210,10 @@ def _linear(matrix: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
     return found
 
 
-def _beside(matrix: Tensor, bias: Tensor | None, down_IR: Tensor, up_RO: Tensor, x: Tensor) -> Tensor:
+def _beside(
+    matrix: Tensor, bias: Tensor | None, down_IR: Tensor, up_RO: Tensor, scaling: float, x: Tensor
+) -> Tensor:
     """Gives x W' + bias + s (x A') B', rounded where training rounds it."""
     out = _linear(matrix, bias, x)
-    out.view(-1, out.shape[-1]).addmm_((x @ down_IR).view(-1, down_IR.shape[1]), up_RO)
+    out.view(-1, out.shape[-1]).addmm_((x @ down_IR).view(-1, down_IR.shape[1]), up_RO, alpha=scaling)
     return out

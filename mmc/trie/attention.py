@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,6 +25,8 @@ from mmc.trie.pack import Forest
 ATTENTION = "mmc_trie"
 BLOCK_ROWS = 256
 """Rows in one block: large enough for efficient matrix products, small enough to skip unrelated branches."""
+BLOCK_ROWS_ON_CUDA = 1024
+"""There a block more costs launches in every layer, and its products little."""
 
 
 class KeyValueStore(Protocol):
@@ -41,8 +43,8 @@ class Block:
 
     start: int
     end: int
-    keys_K: Tensor
-    """Indices of the keys any row of the block sees."""
+    keys_K: Tensor | None
+    """Indices of the keys any row of the block sees; None: all keys, in their order."""
     mask_RK: Tensor
     """True where row r sees key k."""
     distance_RK: Tensor
@@ -177,13 +179,19 @@ def trie_attention(
             enable_gqa=groups > 1,
         )
         return out.transpose(1, 2).contiguous(), None
-    attend = _softcapped(options["softcap"]) if options.get("softcap") else scaled_dot_product_attention
     outputs = []
     for number, block in enumerate(layout.blocks):
         size = block.end - block.start
         # Query heads that share a key head become further rows, so keys are never repeated.
         q = query[0, :, block.start : block.end].reshape(1, shared, groups * size, width)
-        k, v = (x.index_select(0, block.keys_K).transpose(0, 1)[None] for x in (key_MHD, value_MHD))
+        whole = block.keys_K is None
+        k, v = (x if whole else x.index_select(0, block.keys_K) for x in (key_MHD, value_MHD))  # type: ignore[arg-type]
+        k, v = k.transpose(0, 1)[None], v.transpose(0, 1)[None]
+        attend: Callable[..., Tensor] = scaled_dot_product_attention
+        if options.get("softcap") or (query.is_cuda and not torch.is_grad_enabled()):
+            # Rows over many more keys: on CUDA plain products use more of the device than a fused kernel, which walks the keys
+            # and wants the mask in a layout of its own.
+            attend = partial(_in_products, options.get("softcap"))
         mask = layout.mask(number, options.get("sliding_window"), groups, query.dtype)
         out = attend(q, k, v, attn_mask=mask, scale=scale)
         outputs.append(out.reshape(heads, size, value.shape[-1]))
@@ -191,13 +199,18 @@ def trie_attention(
     return joined.transpose(0, 1).unsqueeze(0).contiguous(), None
 
 
-def _softcapped(cap: float) -> Callable[..., Tensor]:
-    def attend(q: Tensor, k: Tensor, v: Tensor, *, attn_mask: Tensor, scale: float | None) -> Tensor:
-        scores = q @ k.transpose(-1, -2) * (scale if scale is not None else q.shape[-1] ** -0.5)
-        scores = torch.tanh(scores / cap) * cap + attn_mask
-        return torch.softmax(scores, dim=-1, dtype=torch.float32).to(v.dtype) @ v
-
-    return attend
+def _in_products(
+    cap: float | None, q: Tensor, k: Tensor, v: Tensor, *, attn_mask: Tensor, scale: float | None
+) -> Tensor:
+    """Attention as two products, the scores between them capped where a ``cap`` is given; a softmax in float32."""
+    factor = scale if scale is not None else q.shape[-1] ** -0.5
+    if q.is_cuda and q.dtype != torch.float32:
+        scores = torch.bmm(q[0], k[0].transpose(-1, -2), out_dtype=torch.float32)[None] * factor
+    else:
+        scores = q @ k.transpose(-1, -2) * factor
+    if cap:
+        scores = torch.tanh(scores / cap) * cap
+    return torch.softmax(scores + attn_mask, dim=-1, dtype=torch.float32).to(v.dtype) @ v
 
 
 def _softcap(cap: float) -> Callable[..., Tensor]:

@@ -1,21 +1,24 @@
-"""Keys and values of a growing forest: a radix tree whose segments own slots of one flat buffer a layer."""
+"""Keys and values of a growing forest: a radix tree whose segments own slots of one flat memory a layer."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mmc.trie.attention import BLOCK_ROWS, Block, Layout
+from mmc.trie.attention import BLOCK_ROWS, BLOCK_ROWS_ON_CUDA, Block, Layout
+from mmc.trie.fixed import Slots
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 BLOCK_PAIRS = 2048
 """What one more block costs, in (row, key) pairs of attention: an estimate, which need not be close."""
+BLOCK_PAIRS_ON_CUDA = 1_000_000
 _EMPTY: Ints = np.empty(0, dtype=np.int64)
 
 
@@ -40,20 +43,29 @@ class Segment:
 class TrieCache:
     """The radix tree and its slots. Implements :class:`mmc.trie.attention.KeyValueStore` for the rows of one forward."""
 
-    def __init__(self, device: torch.device, capacity: int = 1024) -> None:
+    def __init__(self, device: torch.device, slots: Slots) -> None:
+        self.slots, capacity = slots, slots.capacity
         self.root = Segment(None, _EMPTY, _EMPTY, users=1, fresh=False)
         self._device = device
+        self._block_rows = BLOCK_ROWS_ON_CUDA if device.type == "cuda" else BLOCK_ROWS
+        self._block_pairs = BLOCK_PAIRS_ON_CUDA if device.type == "cuda" else BLOCK_PAIRS
         self._free = list(range(capacity - 1, -1, -1))
         self._capacity = capacity
-        self._positions = np.zeros(capacity, dtype=np.int64)
-        self._keys: list[Tensor] = []
-        self._values: list[Tensor] = []
+        self.positions = np.zeros(capacity, dtype=np.int64)
+        """Of the token in each slot."""
+        self.highest = -1
+        """The highest slot that was ever in use."""
         self._rows: Tensor = torch.empty(0, dtype=torch.long)
 
     @property
     def used(self) -> int:
         """Slots in use."""
         return self._capacity - len(self._free)
+
+    @cached_property
+    def spare(self) -> int:
+        """A slot that no token has."""
+        return int(self._allocate(1)[0])
 
     # --- the tree ---
 
@@ -117,7 +129,7 @@ class TrieCache:
 
     def _add(self, parent: Segment, tokens: Ints) -> Segment:
         slots = self._allocate(len(tokens))
-        self._positions[slots] = len(parent.path) + np.arange(len(tokens))
+        self.positions[slots] = len(parent.path) + np.arange(len(tokens))
         segment = Segment(parent, tokens, np.concatenate([parent.path, slots]))
         parent.children[int(tokens[0])] = segment
         parent.users += 1
@@ -135,29 +147,28 @@ class TrieCache:
         upper.children[int(segment.tokens[0])] = segment
         return upper
 
-    # --- the buffer ---
+    # --- the slots ---
 
     def _allocate(self, count: int) -> Ints:
         while len(self._free) < count:
             self._grow()
-        return np.array([self._free.pop() for _ in range(count)], dtype=np.int64)
+        slots = np.array([self._free.pop() for _ in range(count)], dtype=np.int64)
+        self.highest = max(self.highest, int(slots.max(initial=-1)))
+        return slots
 
     def _grow(self) -> None:
         old, self._capacity = self._capacity, self._capacity * 2
         self._free = list(range(self._capacity - 1, old - 1, -1)) + self._free
-        self._positions = np.concatenate([self._positions, np.zeros(old, dtype=np.int64)])
-        for buffers in (self._keys, self._values):
-            for layer, buffer in enumerate(buffers):
-                buffers[layer] = torch.cat([buffer, torch.zeros_like(buffer)])
+        self.positions = np.concatenate([self.positions, np.zeros(old, dtype=np.int64)])
+        self.slots = self.slots.grown()
 
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores the keys and values (N, H, D) of the rows laid out last; gives the whole buffers."""
-        if layer == len(self._keys):
-            for buffers, new in ((self._keys, key), (self._values, value)):
-                buffers.append(new.new_zeros(self._capacity, *new.shape[1:]))
-        self._keys[layer][self._rows] = key
-        self._values[layer][self._rows] = value
-        return self._keys[layer], self._values[layer]
+        """Stores the keys and values (N, H, D) of the rows laid out last; gives those of all slots."""
+        self.slots.room_for(layer, key, value)
+        keys, values = self.slots.keys[layer], self.slots.values[layer]
+        keys[self._rows] = key
+        values[self._rows] = value
+        return keys, values
 
     # --- one forward ---
 
@@ -172,7 +183,7 @@ class TrieCache:
             segment.fresh = False
         self._rows = torch.from_numpy(slots).to(self._device)
         tokens = torch.from_numpy(np.concatenate([s.tokens for s in segments]))
-        return tokens, torch.from_numpy(self._positions[slots]), Layout(lambda: blocks, store=self)
+        return tokens, torch.from_numpy(self.positions[slots]), Layout(lambda: blocks, store=self)
 
     def _blocks(self, segments: Sequence[Segment]) -> list[Block]:
         """Neighbours in blocks: a row joins when that costs fewer (row, key) pairs than a block of its own."""
@@ -191,16 +202,16 @@ class TrieCache:
         for segment in segments:
             done, before = 0, len(segment.path) - len(segment.tokens)
             while done < len(segment.tokens):
-                take = min(BLOCK_ROWS - size, len(segment.tokens) - done)
+                take = min(self._block_rows - size, len(segment.tokens) - done)
                 path = segment.path[: before + done + take]
                 new = len(path) - int(np.count_nonzero(seen[path]))
-                if size and take * (keys + new) + size * new > take * len(path) + BLOCK_PAIRS:
+                if size and take * (keys + new) + size * new > take * len(path) + self._block_pairs:
                     close()
                     continue
                 seen[path] = True
                 pieces.append((segment, done, done + take))
                 done, size, keys = done + take, size + take, keys + new
-                if size == BLOCK_ROWS:
+                if size == self._block_rows:
                     close()
         close()
         return blocks
@@ -221,6 +232,6 @@ class TrieCache:
             mask[row : row + count, own] = np.tri(count, dtype=bool)
             positions[row : row + count] = before + np.arange(count)
             row += count
-        distance = positions[:, None] - self._positions[keys]
+        distance = positions[:, None] - self.positions[keys]
         tensors = (torch.from_numpy(a).to(self._device) for a in (keys, mask, distance))
         return Block(start, start + size, *tensors)

@@ -7,8 +7,9 @@ hash, so they depend neither on the batch nor on the order.
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -18,7 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mmc.trie.cache import Segment, TrieCache
-from mmc.trie.draw import Distributions
+from mmc.trie.draw import Distributions, Pick
+from mmc.trie.fixed import SlotsPool, fixed_logits
 from mmc.trie.model import TrieModel
 from mmc.trie.pack import common_prefix, sort_order
 
@@ -71,10 +73,14 @@ class Stream:
         self, distributions: Distributions, row: int, allowed: NDArray[np.int32] | None, stops: frozenset[int]
     ) -> NDArray[np.int32] | None:
         """Draws the next token among ``allowed``, then takes what is forced after it; gives what is allowed then."""
-        uniform = self.draw(len(self.ids)) if self.temperature else None
-        token, logprob = distributions.pick(row, self.temperature or 1.0, uniform, allowed)
+        token, logprob = distributions.pick(self.pick(row, allowed))
         self.take(token, logprob, allowed, stops)
         return self.take_forced(stops)
+
+    def pick(self, row: int, allowed: NDArray[np.int32] | None) -> Pick:
+        """How the next token is drawn, from which row of the logits."""
+        uniform = self.draw(len(self.ids)) if self.temperature else None
+        return Pick(row, self.temperature or 1.0, uniform, allowed)
 
     def take_forced(self, stops: frozenset[int]) -> NDArray[np.int32] | None:
         """Appends tokens while exactly one is allowed; gives what is allowed after them."""
@@ -89,12 +95,17 @@ class Stream:
 class Decoder:
     """Decodes streams over one cache. Streams may be added between steps."""
 
-    def __init__(self, model: TrieModel, stops: frozenset[int], budget: int, keep: bool = False) -> None:
-        """With ``keep``, prompts stay in the cache when their streams have left, until others need the room."""
+    def __init__(
+        self, model: TrieModel, stops: frozenset[int], budget: int, keep: bool = False, weights: Hashable = None
+    ) -> None:
+        """With ``keep``, prompts stay in the cache when their streams have left, until others need the room. ``weights`` names
+        what the model computes with: steps that were captured with the same are used again; None captures none.
+        """
         self._model = model
         self._stops = stops
         self._budget = budget
-        self._cache = TrieCache(model.device)
+        self._cache = TrieCache(model.device, slots=model.unused_slots.take(weights))
+        weakref.finalize(self, _give_back, model.unused_slots, self._cache)
         self._waiting: list[Stream] = []
         self._live: list[Stream] = []
         self._leaving: list[Segment] = []
@@ -117,12 +128,11 @@ class Decoder:
         """One forward and one draw for every live stream; gives the streams that finished."""
         finished, segments = self._feed()
         if segments:
-            tokens, positions, layout = self._cache.layout(segments)
-            self.forwarded += len(tokens)
-            hidden_NH = self._model.hidden(tokens, positions, layout)
-            ends = np.cumsum([len(s.tokens) for s in segments]) - 1
+            lengths = [len(segment.tokens) for segment in segments]
+            self.forwarded += sum(lengths)
+            ends = np.cumsum(lengths) - 1
             row_of = {segment: int(end) for segment, end in zip(segments, ends, strict=True)}
-            self._draw(hidden_NH, row_of)
+            self._draw(self._logits(segments), row_of)
         for stream in self._live:
             if stream.finish is not None:
                 assert stream.segment is not None
@@ -192,17 +202,33 @@ class Decoder:
         known = max(self._cache.matched(stream.prompt_ids), common_prefix(previous, stream.prompt_ids))
         return len(stream.prompt_ids) - known + stream.max_tokens
 
-    def _draw(self, hidden_NH: Tensor, row_of: dict[Segment, int]) -> None:
+    def _logits(self, segments: Sequence[Segment]) -> Callable[[NDArray[np.int64]], Tensor]:
+        """Computes ``segments``; gives what tells the logits (U, V) of U of their tokens."""
+        known_NV = fixed_logits(self._model, self._cache, segments)
+        if known_NV is not None:
+            return lambda rows: known_NV[torch.from_numpy(rows).to(known_NV.device)]
+        hidden_NH = self._model.hidden(*self._cache.layout(segments))
+        return lambda rows: self._model.logits(hidden_NH[torch.from_numpy(rows).to(hidden_NH.device)])
+
+    def _draw(self, logits: Callable[[NDArray[np.int64]], Tensor], row_of: dict[Segment, int]) -> None:
         """Draws the next token of every live stream, then what the constraint forces after it."""
         rows = [row_of[s.segment] for s in self._live if s.segment is not None]
         unique, inverse = np.unique(rows, return_inverse=True)
         for start in range(0, len(unique), _SAMPLE_ROWS):
             chunk = unique[start : start + _SAMPLE_ROWS]
-            logits_UV = self._model.logits(hidden_NH[torch.from_numpy(chunk).to(hidden_NH.device)]).cpu()
-            distributions = Distributions(logits_UV)
-            for stream, row in zip(self._live, (inverse - start).tolist(), strict=True):
-                if 0 <= row < len(chunk):
-                    self._next[stream] = stream.take_from(distributions, row, self._next[stream], self._stops)
+            here = [
+                (stream, row)
+                for stream, row in zip(self._live, (inverse - start).tolist(), strict=True)
+                if 0 <= row < len(chunk)
+            ]
+            picks = [stream.pick(row, self._next[stream]) for stream, row in here]
+            for (stream, _), pick, drawn in zip(here, picks, Distributions(logits(chunk)).pick_all(picks), strict=True):
+                stream.take(*drawn, pick.allowed, self._stops)
+                self._next[stream] = stream.take_forced(self._stops)
         for stream in self._live:
             if stream.finish is not None:
                 self._next.pop(stream, None)
+
+
+def _give_back(pool: SlotsPool, cache: TrieCache) -> None:
+    pool.give_back(cache.slots)

@@ -6,6 +6,10 @@ are ever accumulated in float64, not every token's weight.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cached_property
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -15,20 +19,32 @@ _BLOCK = 256
 """Tokens a block."""
 
 
+class Pick(NamedTuple):
+    """How one token is drawn: from ``row`` of the logits at ``temperature`` (> 0), among the ``allowed`` ids, all when None.
+
+    ``uniform`` in [0, 1) is where the cumulative distribution is inverted; None takes the likeliest token.
+    """
+
+    row: int
+    temperature: float
+    uniform: float | None
+    allowed: NDArray[np.int32] | None = None
+
+
 class Distributions:
-    """Next-token distributions from U rows of float32 logits (U, vocabulary), on the CPU."""
+    """Next-token distributions from U rows of float32 logits (U, vocabulary), on any device."""
 
     def __init__(self, logits_UV: Tensor) -> None:
-        self._logits_UV = logits_UV
+        self._given_UV = logits_UV
         self._whole: dict[float, _Whole] = {}
 
-    def pick(
-        self, row: int, temperature: float, uniform: float | None, allowed: NDArray[np.int32] | None = None
-    ) -> tuple[int, float]:
-        """A token of ``row`` and its log-probability at ``temperature`` (> 0) among the ``allowed`` ids, all when None.
+    @cached_property
+    def _logits_UV(self) -> Tensor:
+        return self._given_UV.cpu()
 
-        ``uniform`` in [0, 1) is where the cumulative distribution is inverted; None takes the likeliest token.
-        """
+    def pick(self, pick: Pick) -> tuple[int, float]:
+        """A token and its log-probability, computed on the CPU."""
+        row, temperature, uniform, allowed = pick
         if allowed is None:
             if temperature not in self._whole:
                 self._whole[temperature] = _Whole(self._logits_UV, temperature)
@@ -43,6 +59,42 @@ class Distributions:
             cumulative = np.cumsum(np.exp(logprobs.astype(np.float64)))
             index = min(int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right")), len(logprobs) - 1)
         return int(allowed[index]), float(logprobs[index])
+
+    def pick_all(self, picks: Sequence[Pick]) -> list[tuple[int, float]]:
+        """One token and log-probability each. What is drawn from a whole vocabulary is drawn where the logits lie."""
+        whole = [i for i, pick in enumerate(picks) if pick.allowed is None]
+        if self._given_UV.device.type == "cpu" or not whole:
+            return [self.pick(pick) for pick in picks]
+        there = dict(zip(whole, draw_together(self._given_UV, [picks[i] for i in whole]), strict=True))
+        return [there[i] if i in there else self.pick(pick) for i, pick in enumerate(picks)]
+
+
+def draw_together(logits_UV: Tensor, picks: Sequence[Pick]) -> list[tuple[int, float]]:
+    """What :meth:`Distributions.pick` gives for each of S ``picks`` that allow every token, in few operations for all."""
+    device = logits_UV.device
+    rows_S = torch.tensor([pick.row for pick in picks], device=device)
+    numbers = [(pick.temperature, -1.0 if pick.uniform is None else pick.uniform) for pick in picks]
+    temperatures_S, uniforms_S = torch.tensor(numbers, dtype=torch.float64, device=device).unbind(dim=1)
+    scaled_SV = logits_UV[rows_S] / temperatures_S.float()[:, None]
+    scaled_SV = torch.nn.functional.pad(scaled_SV, (0, -scaled_SV.shape[1] % _BLOCK), value=-torch.inf)
+    top_S, best_S = scaled_SV.max(dim=-1)
+    shifted_SV = scaled_SV - top_S[:, None]
+    weights_SBK = shifted_SV.exp().view(len(picks), -1, _BLOCK)
+    cumulative_SB = weights_SBK.sum(dim=-1).double().cumsum(dim=-1)
+    total_S1 = cumulative_SB[:, -1:]
+    target_S1 = torch.minimum(uniforms_S[:, None] * total_S1, torch.nextafter(total_S1, torch.zeros_like(total_S1)))
+    block_S1 = torch.searchsorted(cumulative_SB, target_S1, right=True).clamp(max=cumulative_SB.shape[1] - 1)
+    before_S1 = torch.where(block_S1 > 0, cumulative_SB.gather(1, (block_S1 - 1).clamp(min=0)), 0.0)
+    weights_SK = weights_SBK[torch.arange(len(picks), device=device), block_S1[:, 0]].double()
+    index_S1 = torch.searchsorted(weights_SK.cumsum(dim=-1), target_S1 - before_S1, right=True)
+    # The block's own sum was rounded in float32; past its end lies its last token that can be drawn.
+    places = torch.arange(_BLOCK, device=device)
+    last_S1 = torch.where(weights_SK > 0, places, 0).amax(dim=-1, keepdim=True)
+    drawn_S1 = block_S1 * _BLOCK + torch.minimum(index_S1, last_S1)
+    token_S1 = torch.where(uniforms_S[:, None] < 0, best_S[:, None], drawn_S1)
+    logprob_S1 = shifted_SV.gather(1, token_S1).double() - total_S1.log()
+    found = torch.cat([token_S1.double(), logprob_S1], dim=1).tolist()
+    return [(int(token), logprob) for token, logprob in found]
 
 
 class _Whole:

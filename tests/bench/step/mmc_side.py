@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import work
 
 from mmc.data import Example
@@ -80,6 +81,8 @@ def main(folder: str, kind: str, examples: int, rollouts: int, new_tokens: int, 
             | {"packed": report.tokens_packed, "plain": report.tokens_plain, "useful": report.useful}
         )
     found["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    if torch.cuda.is_available():
+        found["peak_gb"] = torch.cuda.max_memory_allocated() / 2**30
     found["forest_tokens"] = job.config.forest_tokens
     print(json.dumps(found))
 

@@ -2,13 +2,15 @@
 
     python trl_side.py MODEL_DIR WORK EXAMPLES ROLLOUTS NEW_TOKENS DTYPE STEPS
 
-Eight runs a batch, gradients accumulated over the batches: in a single one the step with long prompts does not fit 24 GB.
+On a CPU eight runs a batch, gradients accumulated over the batches: in a single one the step with long prompts does not fit
+24 GB. On a GPU all runs are one batch. TRL_SETTINGS in the environment (JSON) adds to its GRPOConfig.
 With one rollout an example, two examples after each other are a group: TRL compares at least two.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import resource
 import sys
 import tempfile
@@ -24,7 +26,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
-BATCH = 8
+CUDA = torch.cuda.is_available()
+# cuDNN's attention gives NaN gradients for rows of padding, which see nothing; after the first update nothing could be sampled.
+torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 class TimedTrainer(GRPOTrainer):
@@ -62,26 +66,28 @@ def main(folder: str, kind: str, examples: int, rollouts: int, new_tokens: int, 
         [{"role": "system", "content": system}, {"role": "user", "content": user}]
         for system, user in work.conversations(kind, examples * steps)
     ]
+    batch = examples * rollouts if CUDA else 8
     trainer = TimedTrainer(
         model=AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)),
         processing_class=AutoTokenizer.from_pretrained(folder),
         reward_funcs=rewards,
         args=GRPOConfig(
             output_dir=tempfile.mkdtemp(),
-            per_device_train_batch_size=BATCH,
-            gradient_accumulation_steps=examples * rollouts // BATCH,
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=examples * rollouts // batch,
             num_generations=max(2, rollouts),
             max_completion_length=new_tokens,
             max_steps=steps,
             learning_rate=1e-5,
             beta=0.0,
             temperature=1.0,
-            bf16=False,
+            bf16=CUDA,
             gradient_checkpointing=False,
-            use_cpu=True,
+            use_cpu=not CUDA,
             report_to=[],
             save_strategy="no",
             disable_tqdm=True,
+            **json.loads(os.environ.get("TRL_SETTINGS", "{}")),
         ),
         train_dataset=Dataset.from_dict({"prompt": prompts}),
         peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
@@ -96,6 +102,7 @@ def main(folder: str, kind: str, examples: int, rollouts: int, new_tokens: int, 
         for step, begin, end in zip(trainer.steps, starts, ends, strict=True)
     ]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    peak = torch.cuda.max_memory_allocated() / 2**30 if CUDA else peak
     print(json.dumps({"steps": found, "peak_gb": peak}))
 
 

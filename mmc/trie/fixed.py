@@ -1,0 +1,181 @@
+"""Decoding steps of a fixed shape, which CUDA replays from a graph.
+
+A step of a small batch is a thousand kernels of a few microseconds; launching them one by one from Python takes longer than
+they do. So the rows of a step are padded to a power of two, and every row attends to all slots of the cache up to a
+power of two, under a mask. Such a step runs the same kernels on the same memory every time: it is captured once, and replayed.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmc.trie.attention import Block, Layout
+
+if TYPE_CHECKING:
+    from mmc.trie.cache import Segment, TrieCache
+    from mmc.trie.model import TrieModel
+
+FIXED_ON = {"cuda"}
+"""Kinds of devices where small decoding steps have a fixed shape."""
+MOST_ROWS = 256
+LEAST_ROWS, LEAST_SLOTS = 8, 1024
+LEAST_CAPTURED = 4096
+"""Slots of a cache whose steps are captured: when it grows, they must be captured anew."""
+MOST_UNUSED = 2
+"""Slots kept that no cache uses."""
+
+
+@dataclass
+class Slots:
+    """Keys and values (capacity, H, D) of a cache's slots, by layer, and the steps that were captured on this memory."""
+
+    capacity: int
+    weights: Hashable = None
+    """Names what the model of the captured steps computes with; None: nothing is captured."""
+    keys: list[Tensor] = field(default_factory=list)
+    values: list[Tensor] = field(default_factory=list)
+    steps: dict[tuple[int, int], FixedStep] = field(default_factory=dict)
+    """By rows and slots."""
+
+    def grown(self) -> Slots:
+        """Twice as many, with the same content."""
+        keys, values = ([torch.cat([one, torch.zeros_like(one)]) for one in part] for part in (self.keys, self.values))
+        return Slots(self.capacity * 2, self.weights, keys, values)
+
+    def room_for(self, layer: int, key: Tensor, value: Tensor) -> None:
+        """Makes the memory of ``layer`` when its first keys and values (N, H, D) come."""
+        if layer == len(self.keys):
+            for memory, new in ((self.keys, key), (self.values, value)):
+                memory.append(new.new_zeros(self.capacity, *new.shape[1:]))
+
+
+class SlotsPool:
+    """The slots of one model that no cache uses now, kept for the next one together with their captured steps."""
+
+    def __init__(self) -> None:
+        self._unused: list[Slots] = []
+
+    def take(self, weights: Hashable) -> Slots:
+        """Slots whose steps were captured with the same weights, if there are any unused; else new ones."""
+        for slots in self._unused:
+            if slots.weights == weights:
+                self._unused.remove(slots)
+                return slots
+        return Slots(LEAST_SLOTS if weights is None else LEAST_CAPTURED, weights)
+
+    def give_back(self, slots: Slots) -> None:
+        """Keeps what steps were captured on; drops the slots that have lain unused for longest where there are too many."""
+        if slots.steps:
+            self._unused = [*self._unused, slots][-MOST_UNUSED:]
+
+
+def fixed_logits(model: TrieModel, cache: TrieCache, segments: Sequence[Segment]) -> Tensor | None:
+    """Logits (N, V) after each of the N tokens of ``segments``, which are computed; None where they need a step of their own."""
+    count = sum(len(segment.tokens) for segment in segments)
+    kind = model.device.type
+    if kind not in FIXED_ON or cache.slots.weights is None or not cache.slots.keys or count > MOST_ROWS:
+        return None
+    rows, spare = _power(count, LEAST_ROWS), cache.spare
+    span = min(_power(cache.highest + 1, LEAST_SLOTS), cache.slots.capacity)
+    steps = cache.slots.steps
+    try:
+        if (rows, span) not in steps:
+            steps[rows, span] = FixedStep(model, cache.slots, rows, span)
+        steps[rows, span].fill(cache, segments, spare)
+        logits = steps[rows, span].run()
+    except RuntimeError as error:
+        FIXED_ON.discard(kind)
+        steps.clear()
+        cause = str(error).strip().splitlines()[:1]
+        warnings.warn(f"decoding steps cannot be captured here, so sampling is slower: {cause}", stacklevel=2)
+        return None
+    for segment in segments:
+        segment.fresh = False
+    return logits[:count]
+
+
+def _power(count: int, least: int) -> int:
+    return max(least, 1 << (count - 1).bit_length())
+
+
+class FixedStep:
+    """One step of ``rows`` rows over the first ``span`` slots. Implements :class:`mmc.trie.attention.KeyValueStore`."""
+
+    def __init__(self, model: TrieModel, slots: Slots, rows: int, span: int) -> None:
+        self._model, self._slots, self._rows, self._span = model, slots, rows, span
+        pinned = model.device.type == "cuda"
+
+        def pair(*shape: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+            """The same on the host and on the device."""
+            host = torch.zeros(shape, dtype=dtype, pin_memory=pinned)
+            return host, torch.zeros(shape, dtype=dtype, device=model.device)
+
+        self._host, self._numbers = pair(3, rows, dtype=torch.long)
+        self._host_seen, self._seen = pair(rows, span, dtype=torch.bool)
+        self._host_depths, self._depths = pair(span, dtype=torch.long)
+        self._replay: Callable[[], Any] | None = None
+        self._logits: Tensor | None = None
+
+    def fill(self, cache: TrieCache, segments: Sequence[Segment], spare: int) -> None:
+        """Tokens, positions, slots and what each row sees; rows that are not needed see the ``spare`` slot alone."""
+        tokens, positions, slots = self._host.numpy()
+        seen = self._host_seen.numpy()
+        tokens[:], positions[:], slots[:] = 0, 0, spare
+        seen[:] = False
+        row = 0
+        for segment in segments:
+            count, before = len(segment.tokens), len(segment.path) - len(segment.tokens)
+            end = row + count
+            tokens[row:end], slots[row:end] = segment.tokens, segment.slots
+            positions[row:end] = before + np.arange(count)
+            for i in range(count):
+                seen[row + i, segment.path[: before + i + 1]] = True
+            row = end
+        seen[row:, spare] = True
+        self._host_depths.numpy()[:] = cache.positions[: self._span]
+        for here, there in (
+            (self._host, self._numbers),
+            (self._host_seen, self._seen),
+            (self._host_depths, self._depths),
+        ):
+            there.copy_(here, non_blocking=True)
+
+    def run(self) -> Tensor:
+        """Logits (rows, V); the next run overwrites them."""
+        if self._model.device.type != "cuda":
+            return self._forward()
+        if self._replay is None:
+            self._capture()
+        assert self._replay is not None and self._logits is not None
+        self._replay()
+        return self._logits
+
+    def _forward(self) -> Tensor:
+        tokens, positions, _ = self._numbers
+        block = Block(0, self._rows, None, self._seen, positions[:, None] - self._depths)
+        return self._model.logits(self._model.hidden(tokens, positions, Layout(lambda: [block], store=self)))
+
+    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        keys, values, slots = self._slots.keys[layer], self._slots.values[layer], self._numbers[2]
+        keys.index_copy_(0, slots, key)
+        values.index_copy_(0, slots, value)
+        return keys[: self._span], values[: self._span]
+
+    def _capture(self) -> None:
+        """Runs once on a stream of its own, as libraries set themselves up at their first call, and captures the second run."""
+        stream, here = torch.cuda.Stream(), torch.cuda.current_stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(here)
+        with torch.cuda.stream(stream):
+            self._forward()
+        here.wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._logits = self._forward()
+        self._replay = graph.replay
