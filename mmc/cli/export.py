@@ -13,7 +13,7 @@ from mmc.errors import UsageError
 
 def export_command(
     build: SpecArgument,
-    to: Annotated[str, typer.Option(help="vllm, merged (full weights) or hub (Hugging Face's).")],
+    to: Annotated[str, typer.Option(help="vllm, merged (full weights), hub (Hugging Face's), or python (one file).")],
     out: Annotated[Path | None, typer.Option(help="The folder to write; export/NAME-TARGET when left out.")] = None,
     examples: Annotated[int, typer.Option(min=0, help="Of dev, that vllm's smoke test asks about.")] = 8,
     push: Annotated[str | None, typer.Option(metavar="OWNER/NAME", help="Upload it to this repository (hub).")] = None,
@@ -21,7 +21,7 @@ def export_command(
 ) -> None:
     """Write a build in the form that something else takes.
 
-    For vLLM, as full weights, or as a repository of Hugging Face's hub.
+    For vLLM, as full weights, as a repository of Hugging Face's hub, or as one Python file that runs without mmc.
     """
     from mmc.build.export import ExportJob, export
     from mmc.build.export import push as push_folder

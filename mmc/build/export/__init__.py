@@ -15,6 +15,7 @@ from pathlib import Path
 from mmc.build.export.base import ExportJob
 from mmc.build.export.hub import export_hub, push
 from mmc.build.export.merged import export_merged
+from mmc.build.export.python import export_python
 from mmc.build.export.vllm import export_vllm
 from mmc.errors import UsageError
 
@@ -22,6 +23,7 @@ TARGETS: Mapping[str, Callable[[ExportJob], None]] = {
     "vllm": export_vllm,
     "merged": export_merged,
     "hub": export_hub,
+    "python": export_python,
 }
 """What `mmc export --to` takes -> a function that fills the job's folder."""
 
