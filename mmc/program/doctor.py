@@ -25,6 +25,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "http": ("httpx", "tenacity"),
     "mcp": ("mcp",),
     "serve": ("fastapi", "prometheus_client", "uvicorn"),
+    "cluster": ("ray",),
     "data": ("datasets",),
     "track": ("tensorboard", "trackio", "wandb", "mlflow"),
 }

@@ -60,7 +60,7 @@ from mmc.cli import execute
 assert execute(["--help"]) == 0
 assert not {"pydantic", "yaml", "jinja2", "rich"} & set(sys.modules), "help is quick"
 assert execute(["check", "specs/helpdesk.yaml"]) == 0
-optional = "torch transformers litellm optuna peft fastapi uvicorn mcp httpx prometheus_client"
+optional = "torch transformers litellm optuna peft fastapi uvicorn mcp httpx prometheus_client ray"
 heavy = set(optional.split()) & set(sys.modules)
 assert not heavy, heavy
 """
