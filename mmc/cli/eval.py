@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -34,9 +34,11 @@ def eval_command(
     from mmc.cli.progress import make_progress
     from mmc.data import load_split
     from mmc.engine import open_engines
+    from mmc.program.confidence import Confidence, confidence, silent
     from mmc.program.evaluate import evaluate
     from mmc.program.graph import Program
     from mmc.program.run import RunSettings
+    from mmc.program.trajectory import Trajectory, all_calls
     from mmc.spec import load
 
     chosen = split_name(split)
@@ -48,16 +50,18 @@ def eval_command(
     examples = load_split(program.loaded, chosen)[:limit]
     if baseline is not None:
         against(baseline, examples, [0.0] * len(examples))  # what cannot be compared is said before anything is run
-    done = 0
+    done, sure = 0, dict[str, Confidence]()
     with make_progress() as progress:
         progress.begin("loading the model", 1)
         engines = open_engines(program.loaded)
         progress.advance(1)
         progress.begin(f"scoring {split}", len(examples))
 
-        def on_done(trajectory: object) -> None:
+        def on_done(trajectory: Trajectory) -> None:
             nonlocal done
             done += 1
+            for module, one in confidence(program.spec, all_calls([trajectory])).items():
+                sure[module] = sure.get(module, Confidence()) + one
             progress.advance(done)
 
         seed = program.spec.compile.seed
@@ -69,7 +73,9 @@ def eval_command(
         failed.append(f"the score is lower than that of {baseline}")
     if json_:
         row = {"score": found.mean, "low": found.low, "high": found.high, "n": found.n}
-        more = {} if gain is None else {"gain": {"mean": gain.mean, "low": gain.low, "high": gain.high}}
+        more: dict[str, Any] = {} if gain is None else {"gain": {"mean": gain.mean, "low": gain.low, "high": gain.high}}
+        told = {name: {"calls": one.calls, "silent": one.silent, "mean": one.mean} for name, one in sure.items()}
+        more |= {"logprobs": told} if told else {}
         print_json({**row, "split": split, "failures": dict(result.failures), **more})
     else:
         print(f"{split}: {found.mean:.3f}, 95% interval {found.low:.3f} to {found.high:.3f}, {found.n} examples")
@@ -77,6 +83,11 @@ def eval_command(
             print(f"  {gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}] against {baseline}")
         for ending, count in result.failures.items():
             print(f"  {count} runs ended {ending}")
+        for module, one in sure.items():
+            if one.mean is not None:
+                print(f"  {module}: mean log-probability of a token {one.mean:.3f}")
+    for line in silent(program.spec, sure):
+        print(f"note: {line}", file=sys.stderr)
     if failed:
         print(f"quality gate: {'; '.join(failed)}", file=sys.stderr)
         raise typer.Exit(100)

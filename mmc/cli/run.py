@@ -16,6 +16,9 @@ def run_command(
     spec: SpecArgument,
     input_: InputOption = [],  # noqa: B006
     trace: Annotated[bool, typer.Option("--trace", help="Print every call and tool use on stderr.")] = False,
+    json_: Annotated[
+        bool, typer.Option("--json", help="Print the outputs and every call and tool use as one JSON object on stdout.")
+    ] = False,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of the draws when not greedy.")] = 0,
     set_: SetOption = [],  # noqa: B006
@@ -24,6 +27,7 @@ def run_command(
     """Run a program once and print its outputs as JSON."""
     from mmc.data import Example
     from mmc.engine import open_engines
+    from mmc.program.confidence import confidence, silent
     from mmc.program.graph import Program
     from mmc.program.run import RunSettings, run_all
     from mmc.spec import load
@@ -40,15 +44,17 @@ def run_command(
     engines = open_engines(program.loaded)
     settings = RunSettings("run", 0, seed, temperature, score=False)
     trajectory = run_all(program, engines, [Example("run", inputs)], settings)[0]
-    if trace:
-        _print_trace(trajectory)
+    for line in silent(program.spec, confidence(program.spec, trajectory.calls)):
+        print(f"note: {line}", file=sys.stderr)
+    if trace or json_:
+        from mmc.compile.state import trace as plain
+
+        if trace:
+            print(json.dumps(plain(trajectory), indent=2, ensure_ascii=False, default=str), file=sys.stderr)
+        if json_:
+            print_json(plain(trajectory))
     if trajectory.ending != "done":
         print(f"error: the run was interrupted ({trajectory.ending}): {trajectory.error}", file=sys.stderr)
         raise typer.Exit(1)
-    print_json(trajectory.outputs)
-
-
-def _print_trace(trajectory: object) -> None:
-    from mmc.compile.state import trace
-
-    print(json.dumps(trace(trajectory), indent=2, ensure_ascii=False, default=str), file=sys.stderr)  # type: ignore[arg-type]
+    if not json_:
+        print_json(trajectory.outputs)

@@ -19,10 +19,11 @@ from mmc.compile.track import NOWHERE, Tracking
 from mmc.data import Example, fingerprint
 from mmc.engine.base import Engine
 from mmc.metric import Interval, interval
+from mmc.program.confidence import confidence, silent
 from mmc.program.evaluate import evaluate
 from mmc.program.graph import Program
 from mmc.program.run import RunSettings
-from mmc.program.trajectory import Call, Trajectory
+from mmc.program.trajectory import Call, Trajectory, all_calls
 from mmc.program.usage import ByModule, plain_usage, usage_by_module, usage_from
 from mmc.spec.model import Bm25Tool, EnumType
 
@@ -137,10 +138,12 @@ def _evaluate(context: Context, state: State, split: str, place: Path, what: str
 
     settings = RunSettings(stage="eval", step=0, seed=context.seed, temperature=0.0)
     result = evaluate(state.program, context.engines, examples, settings, on_done)
+    for line in silent(state.program.spec, confidence(state.program.spec, all_calls(result.trajectories))):
+        context.progress.say(line)
     place.parent.mkdir(parents=True, exist_ok=True)
     lines = (json.dumps(trace(t), ensure_ascii=False, default=str) + "\n" for t in result.trajectories)
     place.with_suffix(".jsonl").write_text("".join(lines), encoding="utf-8")
-    calls = [call.completion for t in result.trajectories for call in (*t.calls, *t.judged)]
+    calls = [call.completion for call in all_calls(result.trajectories)]
     named = sorted({part for t in result.trajectories for part in t.scores})
     found = {
         "split": split,
@@ -173,14 +176,18 @@ def trace(trajectory: Trajectory) -> dict[str, Any]:
 
 
 def _call(call: Call) -> dict[str, Any]:
+    done = call.completion
+    pairs = zip(done.tokens_T, done.logprobs_T, strict=True)
+    told = {"tokens": [{"token": token, "logprob": value} for token, value in pairs]} if done.tokens_T else {}
     return {
         "module": call.module,
         "index": call.index,
         "messages": [{"role": m.role, "content": m.content} for m in call.messages],
-        "completion": call.completion.text,
-        "finish": call.completion.finish,
+        "completion": done.text,
+        "finish": done.finish,
         "outputs": call.outputs,
         "error": call.error,
+        **told,
     }
 
 

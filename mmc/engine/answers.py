@@ -37,7 +37,9 @@ class Answers:
             found = row.fetchone()
         if found is None:
             return None
-        answer = Completion(**json.loads(found[0]))
+        kept = json.loads(found[0])
+        kept |= {name: tuple(value) for name, value in kept.items() if isinstance(value, list)}
+        answer = Completion(**kept)
         return replace(answer, metadata={**answer.metadata, "cost": 0.0, "kept": True})
 
     def keep(self, request: Request, answer: Completion) -> None:
@@ -76,5 +78,6 @@ class Answers:
             [[m.role, m.content] for m in request.messages],
             request.sampling.max_tokens,
             repr(request.constraint),
+            *(["logprobs"] if request.logprobs else []),
         ]
         return hashlib.blake2b(json.dumps(asked).encode(), digest_size=16).digest()

@@ -74,6 +74,8 @@ class Request:
     constraint: Constraint | None = None
     adapter: str | None = None
     seed: int = 0
+    logprobs: bool = False
+    """Whether the completion is to tell its tokens and their log-probabilities."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +86,10 @@ class Completion:
     log-probabilities under the distribution they were drawn from (temperature and constraint applied). ``allowed_T``
     holds for every position the token ids the constraint allowed there, None where all were; a position with
     exactly one allowed token was forced: its log-probability is 0 and it carries no gradient.
-    An engine that cannot give ids (a remote API) leaves the tuples empty. ``exact`` says whether the log-probabilities are those
-    that training computes for the same tokens; another engine's, model's or program's are not, and training corrects for it.
+    An engine that cannot give ids (a remote API) leaves the tuples empty. When a request asks for log-probabilities, ``tokens_T``
+    are the texts of the tokens; a remote API then gives ``logprobs_T`` too, unless it knows none. ``exact`` says whether the
+    log-probabilities are those that training computes for the same tokens; another engine's, model's or program's are not, and
+    training corrects for it.
     """
 
     text: str
@@ -98,6 +102,7 @@ class Completion:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     exact: bool = True
+    tokens_T: tuple[str, ...] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -24,6 +24,7 @@ from mmc.engine.remote import (
     refused,
     seconds_of,
     status_mends,
+    told_tokens,
 )
 from mmc.errors import EnvironmentProblem, MmcError, UsageError
 from mmc.spec.env import expand
@@ -86,8 +87,9 @@ class LiteLlmEngine(RemoteEngine):
             num_retries=0,
             max_retries=0,
             **({"response_format": json_format(request.constraint)} if request.constraint is not None else {}),
+            **({"logprobs": True} if request.logprobs else {}),
         )
-        return _completion(response, request.sampling.temperature)
+        return _completion(response, request)
 
     def _problem(self, error: Exception) -> MmcError:
         said = one_line(str(error), self._key)
@@ -120,18 +122,22 @@ def price_of(model: str) -> tuple[float, float] | None:
     return None if None in prices else (float(prices[0]), float(prices[1]))
 
 
-def _completion(response: Any, temperature: float) -> Completion:
+def _completion(response: Any, request: Request) -> Completion:
     """The answer in our words. Raises Unusable when it holds none."""
     if not getattr(response, "choices", None):
         raise Unusable("the answer holds no choices")
     choice, usage = response.choices[0], getattr(response, "usage", None)
+    told: Any = getattr(choice, "logprobs", None) if request.logprobs else None
+    tokens, logprobs = told_tokens(told.model_dump() if hasattr(told, "model_dump") else told)
     return Completion(
         text=choice.message.content or "",
         finish="length" if choice.finish_reason == "length" else "stop",
-        temperature=temperature,
+        logprobs_T=logprobs,
+        temperature=request.sampling.temperature,
         prompt_tokens=getattr(usage, "prompt_tokens", 0) or 0,
         completion_tokens=getattr(usage, "completion_tokens", 0) or 0,
         exact=False,
+        tokens_T=tokens,
         # LiteLLM says None or 0 for a model or a count it does not know.
         metadata={"cost": getattr(response, "_hidden_params", {}).get("response_cost") or None},
     )

@@ -203,7 +203,7 @@ class LocalEngine:
                 for stream in self._decoders[name].step():
                     pending = self._streams.pop(stream, None)
                     if pending is not None:
-                        self._answer(pending, self._completion(stream))
+                        self._answer(pending, self._completion(stream, pending.request.logprobs))
                         finished = True
         for pending in self._streams.values():
             if pending.pieces is not None:
@@ -282,7 +282,8 @@ class LocalEngine:
     def _text(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
-    def _completion(self, stream: Stream) -> Completion:
+    def _completion(self, stream: Stream, told: bool = False) -> Completion:
+        """What a stream has come to; ``told``: with its tokens as texts."""
         shown = stream.ids[:-1] if stream.finish == "stop" else stream.ids
         return Completion(
             text=self._text(shown),
@@ -295,6 +296,7 @@ class LocalEngine:
             prompt_tokens=len(stream.prompt_ids),
             completion_tokens=len(stream.ids),
             exact=self._exact,
+            tokens_T=tuple(str(self.tokenizer.decode([token])) for token in stream.ids) if told else (),
         )
 
 

@@ -14,7 +14,17 @@ from typing import Any
 from mmc.engine.answers import Answers
 from mmc.engine.base import Choice, Completion, JsonSchema, Message, Request
 from mmc.engine.http import ApiError, Http
-from mmc.engine.remote import Api, RemoteEngine, Unusable, api_seed, chat, json_format, refused, status_mends
+from mmc.engine.remote import (
+    Api,
+    RemoteEngine,
+    Unusable,
+    api_seed,
+    chat,
+    json_format,
+    refused,
+    status_mends,
+    told_tokens,
+)
 from mmc.errors import MmcError, UsageError
 from mmc.spec.env import expand
 from mmc.spec.model import OpenAiModel
@@ -65,17 +75,21 @@ class OpenAiEngine(RemoteEngine):
             "max_tokens": request.sampling.max_tokens,
             "seed": api_seed(request),
             **self._structured(request),
+            **({"logprobs": True} if request.logprobs else {}),
         }
         found = await self._http.post("/chat/completions", body)
         try:
             choice, usage = found["choices"][0], found.get("usage") or {}
+            tokens, logprobs = told_tokens(choice.get("logprobs") if request.logprobs else None)
             return Completion(
                 text=choice["message"]["content"] or "",
                 finish="length" if choice["finish_reason"] == "length" else "stop",
                 temperature=request.sampling.temperature,
                 prompt_tokens=usage.get("prompt_tokens", 0),
                 completion_tokens=usage.get("completion_tokens", 0),
+                logprobs_T=logprobs,
                 exact=False,
+                tokens_T=tokens,
                 metadata={"cost": self._cost(usage)},
             )
         except (LookupError, TypeError, AttributeError) as error:

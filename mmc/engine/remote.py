@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -228,6 +228,16 @@ def status_mends(status: int) -> bool:
 def seconds_of(retry_after: str) -> float:
     """The value of a Retry-After header in seconds; 0 where it is a date or nothing."""
     return float(retry_after) if retry_after.isdigit() else 0.0
+
+
+def told_tokens(logprobs: object) -> tuple[tuple[str, ...], tuple[float, ...]]:
+    """Tokens and their log-probabilities in `logprobs` of a choice; none where the API did not give them, whatever it gave."""
+    content = logprobs.get("content") if isinstance(logprobs, Mapping) else None
+    try:
+        pairs = [(str(one["token"]), float(one["logprob"])) for one in content or ()]
+    except (LookupError, TypeError, ValueError):
+        return (), ()
+    return tuple(token for token, _ in pairs), tuple(value for _, value in pairs)
 
 
 def chat(messages: Sequence[Message]) -> list[dict[str, str]]:

@@ -107,7 +107,7 @@ class VllmEngine(LocalEngine):
         stream = self._stream(request)
         for token, logprob in zip(ids, logprobs, strict=True):
             stream.take(token, logprob, None, self.stops)
-        return replace(self._completion(stream), exact=False)
+        return replace(self._completion(stream, request.logprobs), exact=False)
 
     def close(self) -> None:
         self._calls.close()

@@ -38,6 +38,7 @@ def make_request(
         constraint=reader.constraint(options),
         adapter=program.adapters[module],
         seed=seed,
+        logprobs=config.logprobs,
     )
     return request, options
 

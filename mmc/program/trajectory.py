@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -63,6 +63,11 @@ class Trajectory:
     """Named parts of the reward, for a combined metric."""
     judged: tuple[Call, ...] = ()
     """Calls of the metric's LM judges; no part of the run."""
+
+
+def all_calls(runs: Iterable[Trajectory]) -> Iterator[Call]:
+    """The calls of runs, and those of their judges."""
+    return (call for run in runs for call in (*run.calls, *run.judged))
 
 
 def call_identity(run: Trajectory, call: Call) -> tuple[object, ...]:

@@ -79,6 +79,8 @@ class Module(Keys):
     """Decode only what can be read as the declared outputs."""
     max_tokens: int = Field(64, gt=0)
     """Longest completion, in tokens."""
+    logprobs: bool = False
+    """Whether traces tell each token of a completion with its log-probability. An API is asked for them; some give none."""
     train: bool | Training = True
     """Whether weights are tuned on this module's calls, and how."""
 

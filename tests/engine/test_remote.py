@@ -199,3 +199,47 @@ def test_a_batch_of_any_size_keeps_few_answers(api: Api, engine: Any, monkeypatc
         for i in range(8):
             answers_inside = asyncio.run(one.complete(ask(i)))
             assert answers_inside.text == "blue" and len(one._calls._answers) <= 3
+
+
+TOLD = {"content": [{"token": "bl", "logprob": -0.5, "bytes": None, "top_logprobs": []}]}
+
+
+def told(engine: Any, **more: Any) -> Any:
+    (found,) = answers(engine, Request(("s", 0), (Message("user", "what colour?"),), Sampling(0.0, 5), **more))
+    return found
+
+
+def test_log_probabilities_are_asked_for_and_told(api: Api, engine: Any) -> None:
+    choice = {**GOOD["choices"][0], "logprobs": TOLD}  # type: ignore[index]
+    api.answer = lambda h, body, n: h.reply({**GOOD, "choices": [choice]})
+    found = told(engine(cache=False), logprobs=True)
+    assert (found.tokens_T, found.logprobs_T, found.ids_T) == (("bl",), (-0.5,), ()) and not found.exact
+    assert api.bodies[0]["logprobs"] is True
+    found = told(engine(cache=False))
+    assert (found.tokens_T, found.logprobs_T) == ((), ()) and "logprobs" not in api.bodies[1]
+
+
+@pytest.mark.parametrize("given", [None, {}, {"content": None}, {"content": [{"token": "a"}]}, [1]])
+def test_an_api_without_log_probabilities_leaves_them_empty(api: Api, given: object) -> None:
+    choice = {**GOOD["choices"][0], "logprobs": given}  # type: ignore[index]
+    api.answer = lambda h, body, n: h.reply({**GOOD, "choices": [choice]})
+    engine = KINDS["openai"](api_base=api.url, cache=False)
+    found = told(engine, logprobs=True)
+    engine.close()
+    assert found.text == "blue" and (found.tokens_T, found.logprobs_T) == ((), ())
+
+
+def test_a_kept_answer_has_its_log_probabilities(
+    api: Api, engine: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    choice = {**GOOD["choices"][0], "logprobs": TOLD}  # type: ignore[index]
+    api.answer = lambda h, body, n: h.reply({**GOOD, "choices": [choice]})
+    one = engine()
+    assert told(one).tokens_T == ()
+    first, second = told(one, logprobs=True), told(one, logprobs=True)
+    assert second.metadata["kept"] and (second.tokens_T, second.logprobs_T) == (first.tokens_T, first.logprobs_T) == (
+        ("bl",),
+        (-0.5,),
+    )
+    assert len(api.bodies) == 2, "an answer without them is no answer to a request for them"
