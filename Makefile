@@ -9,14 +9,15 @@ VLLM_NEED := tests/bench/vllm-requirements.txt
 DSPY := .peers/dspy
 TRACK := .peers/track
 TRACK_NEED := tests/track/requirements.txt
+REMOTE := tests/cluster tests/engine/test_vllm_server.py tests/build/test_vllm.py
 export TOKENIZERS_PARALLELISM = false
 export HF_HUB_OFFLINE ?= 1
 export PYTHONUNBUFFERED = 1
 
-.PHONY: help setup peers demo test lint slow bench results paper reference clean
+.PHONY: help setup peers demo test lint slow slow-remote bench results paper reference clean
 
 help:
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 13
 
 setup: $(VENV)/.ready ## make .venv with everything that demo and test need
 
@@ -72,6 +73,9 @@ lint: setup ## ruff, mypy strict, import-linter
 
 slow: setup peers $(VLLM)/.ready $(TRACK)/.ready ## proofs that take long: learning on real data, killed and resumed compiles, TRL's gradients
 	$(BIN)/python -m pytest -m slow
+
+slow-remote: setup $(VLLM)/.ready ## of these, the proofs with vLLM servers and Ray workers
+	$(BIN)/python -m pytest -m slow $(REMOTE)
 
 bench: setup peers $(VLLM)/.ready $(DSPY)/.ready ## the trie against padded batches, TRL, vLLM and DSPy, side by side (needs MMC_DATA; takes hours)
 	$(BIN)/python tests/bench/trie_step.py
