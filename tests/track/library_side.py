@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import struct
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ def write(name: str, folder: Path) -> None:
     tracker.log("test", 0, {"score": 0.25})
     tracker.flush()
     tracker.close()
+    time.sleep(1.1)  # wandb names an offline folder by the second, and two processes never open a run within one
     tracker = TRACKERS[name]()
     tracker.open(Run("tiny", "tiny-0123-1", folder, "", settings, 4))
     tracker.log("weights", 4, {"reward": 0.4, "modules/pick/reward": 0.5})
