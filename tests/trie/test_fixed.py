@@ -130,3 +130,16 @@ def test_where_nothing_can_be_captured_sampling_goes_on_with_a_warning(monkeypat
     with pytest.warns(UserWarning, match="decoding steps cannot be captured here.*stream is capturing"):
         decode(trie, ours, 100_000, "weights")
     assert [s.ids for s in ours] == [s.ids for s in plain] and not fixed.FIXED_ON
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", NAMES)
+def test_replayed_steps_on_a_gpu_give_the_same_tokens(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fixed, "FIXED_ON", {"cuda"})
+    runs = count_runs(monkeypatch)
+    trie = TrieModel(models()[name].to("cuda"))
+    vocabulary = trie.head.weight.shape[0]
+    plain, ours = streams(vocabulary), streams(vocabulary)
+    decode(trie, plain, 100_000, None)
+    decode(trie, ours, 100_000, "weights")
+    assert runs and fixed.FIXED_ON and [s.ids for s in ours] == [s.ids for s in plain]

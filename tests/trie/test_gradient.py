@@ -87,8 +87,7 @@ def test_gradient_equals_one_sequence_at_a_time_on_the_real_model(real_model_dir
     check(real_model_dir, 1e-4)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="FlexAttention goes backward on CUDA alone")
+@pytest.mark.gpu
 def test_gradient_equals_one_sequence_at_a_time_on_a_gpu(real_model_dir: Path) -> None:
     check(real_model_dir, 1e-3, "cuda")
     assert "cuda" in FLEX_ON, "through FlexAttention"
