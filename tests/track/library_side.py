@@ -49,8 +49,10 @@ def read_mlflow(folder: Path) -> Found:
 
 
 def read_wandb(folder: Path) -> Found:
+    import wandb
     from wandb.proto.wandb_internal_pb2 import Record
 
+    wandb.teardown()  # ends its service, which writes the files
     points, seed, steps = [], None, []
     for file in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
         for data in wandb_records(file.read_bytes()):
