@@ -1,27 +1,31 @@
-"""Data sets by the library `datasets`: a folder goes the same way as a repository of the hub, which cannot be reached here."""
+"""Data sets by the library `datasets`: folders, and a repository of a hub that is played on loopback."""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+import threading
 from datetime import datetime
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import datasets
 import pytest
 
-from mmc.build.lock import make_lock
-from mmc.build.program import program_text
 from mmc.compile import CompileJob, compile_spec
 from mmc.data import load_split
 from mmc.data.hub import load_hub
 from mmc.errors import EnvironmentProblem, InvalidError
 from mmc.program.check import check
-from mmc.program.graph import Program
 from mmc.spec import load
 from mmc.spec.load import LoadedSpec
+
+from .hub_api import COMMIT, REPOSITORY, Hub
+
+ROOT = Path(__file__).parents[2]
 
 SPEC = """\
 mmc: 1
@@ -146,30 +150,56 @@ def test_a_missing_library_names_the_extra(home: Path, monkeypatch: pytest.Monke
         load_split(spec(home), "train")
 
 
-def test_the_commit_of_a_data_set_of_the_hub_is_pinned(
-    home: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The hub is played by a folder; that the builder's hash is the commit is the library's way for repositories."""
-    commit, asked = "0123456789abcdef0123456789abcdef01234567", []
-    real = datasets.load_dataset_builder
+LOOK = """
+import json, sys
+from pathlib import Path
+from mmc.build.lock import make_lock
+from mmc.build.program import program_text
+from mmc.data import load_split
+from mmc.program.graph import Program
+from mmc.spec import load
 
-    def from_hub(name: str, config: str | None, revision: str | None) -> Any:
-        asked.append((name, config, revision))
-        builder = real(str(home / "repo"))
-        return SimpleNamespace(
-            hash=commit, download_and_prepare=builder.download_and_prepare, as_dataset=builder.as_dataset
+loaded = load(Path("spec.yaml"))
+program = Program.build(loaded)
+rows = {split: load_split(loaded, split) for split in ("train", "test")}
+text = program_text(program, Path("build").resolve(), {"a": "t.j2"}, {}, "start")
+found = [[example.row["gold"] for example in rows[split]] for split in rows]
+print(json.dumps({"lock": make_lock(program, rows, {})["data"], "program": text, "rows": found}))
+"""
+
+
+def test_a_repository_of_the_hub_is_read_and_its_commit_pinned(home: Path, tiny_model_dir: Path) -> None:
+    spec(home, model=str(tiny_model_dir))
+    text = (home / "spec.yaml").read_text().replace("./repo", REPOSITORY)
+    (home / "spec.yaml").write_text(
+        text.replace("dataset: some/questions, split: test", "dataset: some/questions, revision: main, split: test")
+    )
+    hub = Hub()
+    threading.Thread(target=hub.serve_forever, daemon=True).start()
+
+    def look(offline: str) -> dict[str, Any]:
+        place = {
+            "HF_ENDPOINT": hub.url,
+            "HF_HOME": str(home / "hf"),
+            "HF_HUB_OFFLINE": offline,
+            "PYTHONPATH": str(ROOT),
+        }
+        command = [sys.executable, "-c", LOOK]
+        done = subprocess.run(
+            command, cwd=home, env={**os.environ, **place}, capture_output=True, text=True, timeout=120
         )
+        assert done.returncode == 0, done.stderr
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
 
-    monkeypatch.setattr(datasets, "load_dataset_builder", from_hub)
-    train = "{dataset: some/questions, columns: {question: text, gold: label}, revision: main}"
-    loaded = spec(home, train, str(tiny_model_dir))
-    program = Program.build(loaded)
-    rows = {"train": load_split(loaded, "train")}
-    lock = make_lock(program, rows, {})
-    assert lock["data"]["train"] == {**lock["data"]["train"], "dataset": "some/questions", "revision": commit}
-    text = program_text(program, home / "build", {"a": "t.j2"}, {}, "start")
-    assert f"revision: {commit}" in text or f'revision: "{commit}"' in text
-    assert ("some/questions", None, "main") in asked
+    found = look("0")
+    hub.shutdown()
+    hub.server_close()
+    assert found["rows"] == [["y", "x"], ["x"]] or found["rows"] == [["x", "y"], ["x"]]
+    for split in ("train", "test"):
+        assert found["lock"][split] == found["lock"][split] | {"dataset": REPOSITORY, "revision": COMMIT}
+    assert found["program"].count(f"revision: {COMMIT}") + found["program"].count(f'revision: "{COMMIT}"') == 3
+    assert look("1") == found, "what was loaded once needs no network"
 
 
 def test_a_build_reads_the_same_rows(home: Path, tiny_model_dir: Path) -> None:
