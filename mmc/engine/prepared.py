@@ -210,9 +210,7 @@ def _linear(matrix: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
     return found
 
 
-def _beside(
-    matrix: Tensor, bias: Tensor | None, down_IR: Tensor, up_RO: Tensor, scaling: float, x: Tensor
-) -> Tensor:
+def _beside(matrix: Tensor, bias: Tensor | None, down_IR: Tensor, up_RO: Tensor, scaling: float, x: Tensor) -> Tensor:
     """Gives x W' + bias + s (x A') B', rounded where training rounds it."""
     out = _linear(matrix, bias, x)
     out.view(-1, out.shape[-1]).addmm_((x @ down_IR).view(-1, down_IR.shape[1]), up_RO, alpha=scaling)
