@@ -225,6 +225,40 @@ def test_loops_branches_tools_and_typed_outputs(stub: tuple[Stub, str], tmp_path
     assert "if n >= turns:\n            break\n" in source
 
 
+NAMES = """\
+mmc: 1
+name: names
+models: {policy: {type: local, source: "path:nowhere"}}
+tools: {more: {type: python, function: "words:more"}}
+modules:
+  class:
+    model: policy
+    template: t.j2
+    inputs: {class: str, text: str, messages: str}
+    outputs: {list: str}
+program:
+  inputs: {class: str, json: str}
+  steps:
+    - call: class
+      with: {text: "{{ json }}", messages: "it's \\"{{ json }}\\" in {braces}"}
+      as: in
+    - tool: more
+      with: {class: "{{ in.list }}", render: "{{ class }}"}
+      as: index_more
+    - set: {len: "{{ in['list'] ~ '!' }}"}
+  outputs: {a: "{{ index_more }}", b: "{{ in.list }}", c: "{{ len }}"}
+"""
+
+
+def test_names_that_mean_something_in_python(stub: tuple[Stub, str], tmp_path: Path) -> None:
+    home = tmp_path / "names"
+    home.mkdir()
+    (home / "names.yaml").write_text(NAMES)
+    (home / "t.j2").write_text("{{ class }} {{ text }} {{ messages }}")
+    (home / "words.py").write_text("def more(**words):\n    return sorted(words.items())\n")
+    compare(home / "names.yaml", ["policy"], [{"class": "A Bear", "json": "Cat"}], stub, tmp_path / "out")
+
+
 @pytest.mark.parametrize("name", ["hover", "papillon", "banking77", "banking77_retrieval"])
 def test_the_other_shipped_programs(name: str, stub: tuple[Stub, str], tmp_path: Path) -> None:
     import os

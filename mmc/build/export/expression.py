@@ -43,13 +43,20 @@ RESERVED = frozenset({*_names_of(Path(__file__).with_name("runtime.py")), *dir(b
 """What the file calls something else."""
 
 
+def arguments(values: Mapping[str, str]) -> list[str]:
+    """Sources of arguments by name; words of Python's own, which cannot stand before a `=`, go in a mapping."""
+    plain = [f"{name}={source}" for name, source in values.items() if not keyword.iskeyword(name)]
+    odd = [f"{name!r}: {source}" for name, source in values.items() if keyword.iskeyword(name)]
+    return [*plain, "**{" + ", ".join(odd) + "}"] if odd else plain
+
+
 class _Other(Exception):
     """Not the same in Python."""
 
 
 def variable(name: str) -> str:
     """What a variable of the spec is called in the file."""
-    taken = name in RESERVED or keyword.iskeyword(name) or name.startswith(("ask_", "use_"))
+    taken = name in RESERVED or keyword.iskeyword(name) or name.startswith(("ask_", "use_", "index_"))
     return f"{name}_" if taken else name
 
 
@@ -122,10 +129,7 @@ def _text(value: str, tree: nodes.Template) -> str:
 
 def _call(function: str, text: str, value: str) -> str:
     """A call of the file's own function, with the variables that the text uses."""
-    known = sorted(names_in(value))
-    plain = [f"{name}={variable(name)}" for name in known if not keyword.iskeyword(name)]
-    odd = [f"{name!r}: {variable(name)}" for name in known if keyword.iskeyword(name)]
-    return f"{function}({', '.join([repr(text), *plain, *(['**{' + ', '.join(odd) + '}'] if odd else [])])})"
+    return f"{function}({', '.join([repr(text), *arguments({n: variable(n) for n in sorted(names_in(value))})])})"
 
 
 def _expression(node: nodes.Node) -> str:

@@ -69,9 +69,9 @@ def _main(inputs: Sequence[tuple[str, str]]) -> str:
         read = "" if kind == "str" else ", type=json.loads"
         note = kind if kind == "str" else f"{kind}, as JSON"
         lines.append(f'    parser.add_argument("--{name}", required=True{read}, help="{note}")')
-    passed = ", ".join(f"options_.{name}" for name, _ in inputs)
+    passed = ", ".join(f"given[{name!r}]" for name, _ in inputs)
     lines += [
-        "    options_ = parser.parse_args()",
+        "    given = vars(parser.parse_args())",
         f"    print(json.dumps(run({passed}), ensure_ascii=False, default=str))",
     ]
     return "\n".join([*lines, "", "", 'if __name__ == "__main__":', "    main()"])

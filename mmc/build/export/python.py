@@ -14,7 +14,7 @@ from typing import Any
 
 import mmc
 from mmc.build.export.base import ExportJob, is_lora
-from mmc.build.export.expression import condition, python, variable
+from mmc.build.export.expression import arguments, condition, python, variable
 from mmc.build.export.layout import assembled
 from mmc.build.program import template_files
 from mmc.data import read_rows
@@ -180,8 +180,8 @@ def _module(job: ExportJob, name: str, template: str) -> Iterator[str]:
     for key, declared in enums.items():
         yield f"    {_options(key)} = options({_enum(job, name, key, declared)})"
     choices = "{" + ", ".join(f"{key!r}: {_options(key)}" for key in enums) + "}"
-    passed = "".join(f", {key}={known}" for key, known in inputs.items())
-    yield f"    messages = render({template!r}{passed}, choices={choices})"
+    passed = ", ".join(arguments({**inputs, "choices": choices}))
+    yield f"    messages = render({template!r}, {passed})"
     yield f"    text = chat({name!r}, messages, max_tokens={module.max_tokens}{_constraint(job, name)})"
     yield from _read(name, module)
     yield from ("", "")
@@ -300,11 +300,11 @@ def _step(spec: model.Spec, step: model.Step) -> Iterator[str]:
     match step:
         case model.CallStep():
             given = {name: f"{{{{ {name} }}}}" for name in spec.modules[step.call].inputs} | step.with_
-            arguments = ", ".join(f"{variable(name)}={python(value)}" for name, value in given.items())
-            yield f"{variable(step.as_ or step.call)} = ask_{step.call}({arguments})"
+            passed = ", ".join(f"{variable(name)}={python(value)}" for name, value in given.items())
+            yield f"{variable(step.as_ or step.call)} = ask_{step.call}({passed})"
         case model.ToolStep():
-            arguments = ", ".join(f"{name}={python(value)}" for name, value in step.with_.items())
-            yield f"{variable(step.as_ or step.tool)} = use_{step.tool}({arguments})"
+            passed = ", ".join(arguments({name: python(value) for name, value in step.with_.items()}))
+            yield f"{variable(step.as_ or step.tool)} = use_{step.tool}({passed})"
         case model.SetStep():
             names, values = [variable(name) for name in step.set], [python(value) for value in step.set.values()]
             yield f"{', '.join(names)} = {', '.join(values)}"

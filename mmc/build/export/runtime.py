@@ -62,7 +62,7 @@ ENVIRONMENT = ImmutableSandboxedEnvironment(
 )
 
 
-def render(template: str, **variables: Any) -> list[dict[str, str]]:
+def render(template: str, /, **variables: Any) -> list[dict[str, str]]:
     """The chat messages of a template; all of it is the user's where it has no blocks."""
     messages: list[dict[str, str]] = []
     token = COLLECTED.set(messages)
@@ -161,7 +161,7 @@ def fields(text: str) -> Any:
 
 
 # --- called ---
-def called(function: Callable[..., Any], **arguments: Any) -> Any:
+def called(function: Callable[..., Any], /, **arguments: Any) -> Any:
     """What a function gives, async or not."""
 
     async def waited(value: Any) -> Any:
