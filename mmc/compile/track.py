@@ -1,8 +1,8 @@
 """What a compile tells its trackers: every line of its curves, the scores of its stages, and what it has used.
 
 Curves are read from the run folder, where a line stands once its step can be resumed from. So a tracker gets no gaps whenever the
-compile was killed, and may be added to one that is half done; steps that were sent are not sent again (:mod:`mmc.track.send` says when
-that cannot be known).
+compile was killed, and may be added to one that is half done. Steps that were sent are not sent again; :mod:`mmc.track.send` says
+when that cannot be known.
 """
 
 from __future__ import annotations
