@@ -86,7 +86,8 @@ class ClusterLearner:
         what = "asking for free memory"
         for _ in self._pool.attempts(what):
             try:
-                places = {number: (self.place(number),) for number in range(len(self._pool))}
+                members = range(len(self._pool))
+                places = {number: (self.place(number), self._pool.neighbours(number)) for number in members}
                 return int(min(self._pool.gather(places, "training_tokens", what).values()))
             except Lost as lost:
                 self._pool.replace(lost)

@@ -17,12 +17,14 @@ from ray.exceptions import RayActorError, RayTaskError
 import mmc
 from mmc.cluster.orders import About, Meeting, PeersLost, Pushed, Setup
 from mmc.cluster.worker import Worker, node_address
-from mmc.errors import EnvironmentProblem, MmcError
+from mmc.errors import EnvironmentProblem, InvalidError, MmcError
 
 MOST_LOST = 3
 """How many times in a row workers may die in one piece of work."""
 GRACE_S = 15.0
 """How long the others may take to notice that one has died before they are taken for stuck and replaced, too."""
+HOW = 300
+"""Most characters of how a worker died."""
 ANSWER_S = 5.0
 """How long a worker may take to say what it is doing."""
 
@@ -80,6 +82,13 @@ class Pool:
         """Ends all workers, also those that do not answer."""
         for member in self.members:
             self._end(member)
+
+    def neighbours(self, number: int) -> int:
+        """How many workers share the memory that this one computes in: those of its machine, unless it has a GPU."""
+        abouts = [member.about for member in self.members]
+        mine = abouts[number]
+        crowd = [one for one in abouts if one is not None and mine is not None and one.node == mine.node]
+        return len(crowd) if self.size.gpus == 0 else 1
 
     def push(self, name: str, version: str, value: Any, size: int, model: str = "") -> Pushed:
         """Puts something into Ray's object store, for workers to fetch."""
@@ -238,13 +247,20 @@ class Pool:
 
 
 def _how(error: RayActorError) -> str:
-    """How a worker died, on one line, without Ray's advice."""
+    """How a worker died, on one short line, without Ray's advice."""
     text = " ".join(str(error).split()).partition("Some common causes include")[0]
-    return text.rpartition("Worker exit detail: ")[2].strip() or text
+    text = text.rpartition("Worker exit detail: ")[2].strip() or text
+    memory = "Ray ended it because the machine's memory ran out. " * ("low on memory" in text or "OOM" in text)
+    return memory + (text if len(text) <= HOW else f"{text[:HOW]} ...")
 
 
 def _meant(error: RayTaskError) -> Exception:
-    """What a worker raised, when it was raised on purpose; else Ray's error, which holds the worker's traceback."""
+    """What a worker raised, when it was raised on purpose; else Ray's error, which holds the worker's traceback.
+
+    What a machine lacks names the machine: the driver has found nothing wrong with the same spec.
+    """
+    if isinstance(error.cause, InvalidError | EnvironmentProblem):
+        return EnvironmentProblem(f"a worker on {error.ip} (process {error.pid}) cannot work: {error.cause}")
     return error.cause if isinstance(error.cause, MmcError) else error
 
 

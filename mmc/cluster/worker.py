@@ -155,12 +155,14 @@ class Worker:
 
     def begin(self, place: Place) -> tuple[dict[str, str], LearnerState]:
         """Module -> adapter of what a training changes, and its state. Raises UsageError when nothing can be trained."""
-        policy = self._at(place)
-        return dict(policy.names), self._packed(policy)
+        with self._turn:
+            policy = self._at(place)
+            return dict(policy.names), self._packed(policy)
 
-    def training_tokens(self, place: Place) -> int:
-        """As a policy's method."""
-        return self._at(place).training_tokens()
+    def training_tokens(self, place: Place, workers: int) -> int:
+        """As a policy's method; ``workers`` share the memory."""
+        with self._turn:
+            return self._at(place).training_tokens(workers)
 
     def host(self, size: int, timeout: float) -> tuple[str, int]:
         """Opens the place where the workers meet; address and port."""

@@ -20,6 +20,7 @@ from mmc.mmgrpo.update import Reduce, TrainingCall, UpdateReport, alone, update
 from mmc.program.graph import Program
 from mmc.spec.model import Distill, MmGrpo, Spec, Training, Tuning
 from mmc.spec.tuning import adapter_of, trained_modules, tuning_problems
+from mmc.trie.budget import LEAST
 
 
 class Learner(Protocol):
@@ -101,8 +102,9 @@ class Policy:
         torch.manual_seed(seed)
         return imitate(self.engine, self.optimizer, sentences, config, reduce)
 
-    def training_tokens(self) -> int:
-        return min(self.engine.training_tokens(name) for name in self.adapters)
+    def training_tokens(self, processes: int = 1) -> int:
+        """... where ``processes`` share that memory."""
+        return max(LEAST, min(self.engine.training_tokens(name) for name in self.adapters) // processes)
 
     def set_rate(self, rate: float, base: float) -> None:
         """Sets the learning rate of every adapter: ``rate``, or its own in the same proportion to ``base``."""

@@ -229,7 +229,13 @@ def test_a_policy_here_and_one_over_workers_are_both_learners(spread: Spread) ->
     here = make_learner(spread.program, open_engines(spread.program.loaded), CONFIG, "kind", 0, {})
     there = make_learner(spread.program, spread.engines, CONFIG, "kind", 0, {})
     assert isinstance(here, Policy) and not isinstance(there, Policy)
-    assert here.names == there.names and there.training_tokens() > 0
+    assert here.names == there.names
+    assert spread.engines.pool.neighbours(0) == 2
+    half = here.training_tokens(2)
+    assert half == max(512, here.training_tokens() // 2)
+    assert there.training_tokens() in (half // 2, half, 2 * half), (
+        "two workers share this machine's memory, free as it is now"
+    )
 
 
 # The last ones: they leave a worker that has not done what it was told.

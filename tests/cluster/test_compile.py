@@ -101,6 +101,30 @@ def test_a_compile_whose_worker_is_killed_twice_ends_as_one_in_one_process_and_p
     assert not [p for p in psutil.process_iter(["cmdline"]) if "ray::Worker" in " ".join(p.info["cmdline"] or ())]
 
 
+NODES = """
+import subprocess, sys
+from ray.cluster_utils import Cluster
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+cluster.add_node(num_cpus=1)
+code = subprocess.call([*sys.argv[1:], cluster.address])
+cluster.shutdown()
+sys.exit(code)
+"""
+"""A cluster of two nodes with one core each, and a command that is given its address."""
+
+
+@pytest.mark.slow
+def test_a_cluster_that_runs_already_is_named_by_its_address(tmp_path: Path, tiny_model_dir: Path) -> None:
+    write_compile(tmp_path, tiny_model_dir)
+    few = ["--set", "compile.strategy=[weights]", "--set", "compile.weights.steps=2"]
+    whole = [sys.executable, "-c", NODES, *command("nodes", *few, "--cluster")]
+    done = subprocess.run(whole, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert [stage["stage"] for stage in json.loads(done.stdout)["stages"]] == ["start", "weights"]
+    assert "cluster: 2 workers on 1 machine" in done.stderr
+
+
 @pytest.mark.slow
 def test_two_workers_draw_and_train_as_one_process_does_with_the_real_model(tmp_path: Path) -> None:
     """What is computed together decides the last bits. So each worker's share is compared bit for bit with the same share here;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import subprocess
 import sys
@@ -80,6 +81,15 @@ def test_room_is_counted_by_the_scarcer_resource() -> None:
     assert _fitting({"CPU": 1, "GPU": 2}, 1, 1) == 1
     assert _fitting({"CPU": 8}, 3, 0) == 2
     assert _fitting({"CPU": 8}, 1, 1) == 0
+
+
+def test_the_page_says_keys_that_there_are(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "examples/cluster/README.md").read_text()
+    (block,) = re.findall(r"```yaml\n(cluster:.*?)```", page, re.DOTALL)
+    spec = write_program(tmp_path, tmp_path)
+    spec.write_text(re.sub(r"^cluster: .*\n", block, spec.read_text(), flags=re.MULTILINE))
+    assert load(spec).spec.cluster == Config(workers=8, cpus=4, gpus=1, timeout=1800)
+    assert page.count("timeout: 1800") == 1 and Config().timeout == 1800
 
 
 @given(st.integers(0, 50), st.integers(1, 9))
