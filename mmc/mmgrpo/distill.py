@@ -115,9 +115,10 @@ def distill(job: DistillJob) -> DistillResult:
             rate = learning_rate(config, step, steps)
             policy.set_rate(rate, config.learning_rate)
             report = _step(policy, _batch(lessons, step, batches, job), config, (job.seed, step, steps, rate))
-            checkpoint.save(job.folder, replace(place, step=step + 1), policy)
+            # Before the checkpoint: what a kill leaves of a step that has none is dropped at the resume.
             metrics.write(json.dumps(asdict(report)) + "\n")
             metrics.flush()
+            checkpoint.save(job.folder, replace(place, step=step + 1), policy)
             job.on_step(report)
     passed = sum(run.ending == "done" and run.reward >= config.threshold for run in runs)
     covered = len({run.example_id for run in chosen})
