@@ -87,6 +87,7 @@ def test_pipes_and_dumb_terminals_get_plain_lines(monkeypatch: pytest.MonkeyPatc
 SCRIPT = """
 import os, signal, sys, time
 from mmc.cli.progress import make_progress
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the tests may have had it ignored
 try:
     with make_progress() as progress:
         progress.begin("mmGRPO", 4)
