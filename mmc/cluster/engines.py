@@ -16,7 +16,7 @@ from mmc.engine import open_engine
 from mmc.engine.base import Completion, Engine, Message, Request, Spent, Watch
 from mmc.program.graph import Program
 from mmc.program.run import RunSettings, run_all
-from mmc.program.trajectory import Trajectory
+from mmc.program.trajectory import Trajectory, all_calls
 from mmc.prompt import Template
 from mmc.spec.load import LoadedSpec
 from mmc.spec.model import LocalModel, Tuning
@@ -196,7 +196,7 @@ class ClusterEngines(dict[str, Engine]):
         return orders
 
     def _count(self, program: Program, run: Trajectory) -> None:
-        for call in (*run.calls, *run.judged):
+        for call in all_calls([run]):
             self[program.spec.modules[call.module].model].spent.add(call.completion)
 
     def make_learner(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -128,11 +128,6 @@ def _reach(address: str) -> None:
         raise EnvironmentProblem(f"no Ray cluster answers at {address} ({error}); {hint}") from error
 
 
-@contextmanager
-def connected(address: str | None, config: Config) -> Iterator[Cluster | None]:
+def connected(address: str | None, config: Config) -> AbstractContextManager[Cluster | None]:
     """The cluster at ``address``; None where none is asked for."""
-    if address is None:
-        yield None
-        return
-    with Cluster(address, config) as cluster:
-        yield cluster
+    return nullcontext() if address is None else Cluster(address, config)

@@ -9,7 +9,7 @@ from typing import Any
 
 from mmc.engine.base import Completion
 from mmc.errors import UsageError
-from mmc.program.trajectory import Trajectory
+from mmc.program.trajectory import Trajectory, all_calls
 from mmc.program.usage import ByModule, added, plain_usage, usage_by_module, usage_from, usage_of_call
 from mmc.spec.searches import Budget
 
@@ -33,7 +33,7 @@ def usage_of(completions: Iterable[Completion]) -> dict[str, Any]:
 
 def usage_of_runs(runs: Sequence[Trajectory]) -> dict[str, Any]:
     """What runs cost, with their judges' calls."""
-    completions = [call.completion for run in runs for call in (*run.calls, *run.judged)]
+    completions = [call.completion for call in all_calls(runs)]
     return {**usage_of(completions), "modules": plain_usage(usage_by_module(runs))}
 
 

@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mmc.trie.attention import BLOCK_ROWS, BLOCK_ROWS_ON_CUDA, Block, Layout
-from mmc.trie.fixed import Slots
+from mmc.trie.fixed import CacheMemory
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 BLOCK_PAIRS = 2048
 """What one more block costs, in (row, key) pairs of attention: an estimate, which need not be close."""
 BLOCK_PAIRS_ON_CUDA = 1_000_000
+"""There: some launches a layer."""
 _EMPTY: Ints = np.empty(0, dtype=np.int64)
 
 
@@ -43,8 +44,8 @@ class Segment:
 class TrieCache:
     """The radix tree and its slots. Implements :class:`mmc.trie.attention.KeyValueStore` for the rows of one forward."""
 
-    def __init__(self, device: torch.device, slots: Slots) -> None:
-        self.slots, capacity = slots, slots.capacity
+    def __init__(self, device: torch.device, memory: CacheMemory) -> None:
+        self.memory, capacity = memory, memory.capacity
         self.root = Segment(None, _EMPTY, _EMPTY, users=1, fresh=False)
         self._device = device
         self._block_rows = BLOCK_ROWS_ON_CUDA if device.type == "cuda" else BLOCK_ROWS
@@ -160,12 +161,12 @@ class TrieCache:
         old, self._capacity = self._capacity, self._capacity * 2
         self._free = list(range(self._capacity - 1, old - 1, -1)) + self._free
         self.positions = np.concatenate([self.positions, np.zeros(old, dtype=np.int64)])
-        self.slots = self.slots.grown()
+        self.memory = self.memory.grown()
 
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Stores the keys and values (N, H, D) of the rows laid out last; gives those of all slots."""
-        self.slots.room_for(layer, key, value)
-        keys, values = self.slots.keys[layer], self.slots.values[layer]
+        self.memory.room_for(layer, key, value)
+        keys, values = self.memory.keys[layer], self.memory.values[layer]
         keys[self._rows] = key
         values[self._rows] = value
         return keys, values

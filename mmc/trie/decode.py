@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mmc.trie.cache import Segment, TrieCache
 from mmc.trie.draw import Distributions, Pick
-from mmc.trie.fixed import SlotsPool, fixed_logits
+from mmc.trie.fixed import MemoryPool, fixed_logits
 from mmc.trie.model import TrieModel
 from mmc.trie.pack import common_prefix, sort_order
 
@@ -104,8 +104,8 @@ class Decoder:
         self._model = model
         self._stops = stops
         self._budget = budget
-        self._cache = TrieCache(model.device, slots=model.unused_slots.take(weights))
-        weakref.finalize(self, _give_back, model.unused_slots, self._cache)
+        self._cache = TrieCache(model.device, memory=model.unused_memory.take(weights))
+        weakref.finalize(self, _give_back, model.unused_memory, self._cache)
         self._waiting: list[Stream] = []
         self._live: list[Stream] = []
         self._leaving: list[Segment] = []
@@ -230,5 +230,5 @@ class Decoder:
                 self._next.pop(stream, None)
 
 
-def _give_back(pool: SlotsPool, cache: TrieCache) -> None:
-    pool.give_back(cache.slots)
+def _give_back(pool: MemoryPool, cache: TrieCache) -> None:
+    pool.give_back(cache.memory)

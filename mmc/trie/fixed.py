@@ -25,15 +25,17 @@ if TYPE_CHECKING:
 FIXED_ON = {"cuda"}
 """Kinds of devices where small decoding steps have a fixed shape."""
 MOST_ROWS = 256
+"""Of a step with a fixed shape: its mask has a place for every row and slot."""
 LEAST_ROWS, LEAST_SLOTS = 8, 1024
+"""What a step is padded to at least, so that few shapes are captured."""
 LEAST_CAPTURED = 4096
 """Slots of a cache whose steps are captured: when it grows, they must be captured anew."""
 MOST_UNUSED = 2
-"""Slots kept that no cache uses."""
+"""Of the memories that no cache uses, kept."""
 
 
-@dataclass
-class Slots:
+@dataclass(eq=False)
+class CacheMemory:
     """Keys and values (capacity, H, D) of a cache's slots, by layer, and the steps that were captured on this memory."""
 
     capacity: int
@@ -44,10 +46,10 @@ class Slots:
     steps: dict[tuple[int, int], FixedStep] = field(default_factory=dict)
     """By rows and slots."""
 
-    def grown(self) -> Slots:
+    def grown(self) -> CacheMemory:
         """Twice as many, with the same content."""
         keys, values = ([torch.cat([one, torch.zeros_like(one)]) for one in part] for part in (self.keys, self.values))
-        return Slots(self.capacity * 2, self.weights, keys, values)
+        return CacheMemory(self.capacity * 2, self.weights, keys, values)
 
     def room_for(self, layer: int, key: Tensor, value: Tensor) -> None:
         """Makes the memory of ``layer`` when its first keys and values (N, H, D) come."""
@@ -56,38 +58,38 @@ class Slots:
                 memory.append(new.new_zeros(self.capacity, *new.shape[1:]))
 
 
-class SlotsPool:
-    """The slots of one model that no cache uses now, kept for the next one together with their captured steps."""
+class MemoryPool:
+    """What no cache of one model uses now, kept for the next one together with its captured steps."""
 
     def __init__(self) -> None:
-        self._unused: list[Slots] = []
+        self._unused: list[CacheMemory] = []
 
-    def take(self, weights: Hashable) -> Slots:
-        """Slots whose steps were captured with the same weights, if there are any unused; else new ones."""
-        for slots in self._unused:
-            if slots.weights == weights:
-                self._unused.remove(slots)
-                return slots
-        return Slots(LEAST_SLOTS if weights is None else LEAST_CAPTURED, weights)
+    def take(self, weights: Hashable) -> CacheMemory:
+        """A memory whose steps were captured with the same weights, if one is unused; else a new one."""
+        for memory in self._unused:
+            if memory.weights == weights:
+                self._unused.remove(memory)
+                return memory
+        return CacheMemory(LEAST_SLOTS if weights is None else LEAST_CAPTURED, weights)
 
-    def give_back(self, slots: Slots) -> None:
-        """Keeps what steps were captured on; drops the slots that have lain unused for longest where there are too many."""
-        if slots.steps:
-            self._unused = [*self._unused, slots][-MOST_UNUSED:]
+    def give_back(self, memory: CacheMemory) -> None:
+        """Keeps what steps were captured on; drops what has lain unused for longest where there is too much."""
+        if memory.steps:
+            self._unused = [*self._unused, memory][-MOST_UNUSED:]
 
 
 def fixed_logits(model: TrieModel, cache: TrieCache, segments: Sequence[Segment]) -> Tensor | None:
     """Logits (N, V) after each of the N tokens of ``segments``, which are computed; None where they need a step of their own."""
     count = sum(len(segment.tokens) for segment in segments)
     kind = model.device.type
-    if kind not in FIXED_ON or cache.slots.weights is None or not cache.slots.keys or count > MOST_ROWS:
+    if kind not in FIXED_ON or cache.memory.weights is None or not cache.memory.keys or count > MOST_ROWS:
         return None
     rows, spare = _power(count, LEAST_ROWS), cache.spare
-    span = min(_power(cache.highest + 1, LEAST_SLOTS), cache.slots.capacity)
-    steps = cache.slots.steps
+    span = min(_power(cache.highest + 1, LEAST_SLOTS), cache.memory.capacity)
+    steps = cache.memory.steps
     try:
         if (rows, span) not in steps:
-            steps[rows, span] = FixedStep(model, cache.slots, rows, span)
+            steps[rows, span] = FixedStep(model, cache.memory, rows, span)
         steps[rows, span].fill(cache, segments, spare)
         logits = steps[rows, span].run()
     except RuntimeError as error:
@@ -108,8 +110,8 @@ def _power(count: int, least: int) -> int:
 class FixedStep:
     """One step of ``rows`` rows over the first ``span`` slots. Implements :class:`mmc.trie.attention.KeyValueStore`."""
 
-    def __init__(self, model: TrieModel, slots: Slots, rows: int, span: int) -> None:
-        self._model, self._slots, self._rows, self._span = model, slots, rows, span
+    def __init__(self, model: TrieModel, memory: CacheMemory, rows: int, span: int) -> None:
+        self._model, self._memory, self._rows, self._span = model, memory, rows, span
         pinned = model.device.type == "cuda"
 
         def pair(*shape: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -163,7 +165,7 @@ class FixedStep:
         return self._model.logits(self._model.hidden(tokens, positions, Layout(lambda: [block], store=self)))
 
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        keys, values, slots = self._slots.keys[layer], self._slots.values[layer], self._numbers[2]
+        keys, values, slots = self._memory.keys[layer], self._memory.values[layer], self._numbers[2]
         keys.index_copy_(0, slots, key)
         values.index_copy_(0, slots, value)
         return keys[: self._span], values[: self._span]

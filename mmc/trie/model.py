@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mmc.trie.attention import ATTENTION, FLEX_ON, Layout, forest_layout
-from mmc.trie.fixed import SlotsPool
+from mmc.trie.fixed import MemoryPool
 from mmc.trie.pack import Ints, pack
 
 
@@ -88,7 +88,7 @@ class TrieModel(CausalModel):
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(model)
-        self.unused_slots = SlotsPool()
+        self.unused_memory = MemoryPool()
         implementation = model.config._attn_implementation
         try:
             self._verify_or_without_flex()
