@@ -43,9 +43,7 @@ class Task:
 
 
 HOVER = ("compile.strategy=[distill, weights]", "data.dev.limit=48")
-LONG = tuple(
-    f"compile.weights.{key}" for key in ("steps=20", "examples=16", "learning_rate=2e-4", "evaluate_every=5")
-)
+LONG = tuple(f"compile.weights.{key}" for key in ("steps=20", "examples=16", "learning_rate=2e-4", "evaluate_every=5"))
 """Four times as many runs, smaller steps, and dev chooses the step that is kept."""
 TASKS: Mapping[str, Task] = {
     "banking77": Task("specs/banking77.yaml"),
@@ -108,6 +106,7 @@ def run(task: Task, folder: Path, seed: int) -> Json:
     (metrics,) = place.glob("*-weights/training/metrics.jsonl")
     return {
         "seed": seed,
+        "machine": manifest["machine"],
         "stages": manifest["stages"],
         "scores": {stage["stage"]: scores_of(place, stage) for stage in manifest["stages"]},
         "steps": [kept(json.loads(line)) for line in metrics.read_text().splitlines()],
@@ -166,6 +165,12 @@ def recall(documents: Sequence[Json], example: Example) -> float:
 def results(name: str, seeds: Sequence[int]) -> list[Json]:
     paths = [FOUND / f"{name}-{seed}.json" for seed in seeds]
     return [json.loads(path.read_text()) for path in paths if path.exists()]
+
+
+def accelerator(one: Json) -> str:
+    """What a run had besides the processor, as words for a report."""
+    found = one.get("machine", {}).get("accelerator")
+    return f" on {found}" if found else ""
 
 
 def row(name: str, seed: str, scores: Mapping[str, Sequence[float]], minutes: str) -> str:
