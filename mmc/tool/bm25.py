@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,8 +16,9 @@ class Bm25:
     """Searches one corpus. Equal scores come in the corpus's order."""
 
     def __init__(self, rows: Sequence[Mapping[str, Any]], fields: Sequence[str], k: int) -> None:
-        import bm25s
         import Stemmer
+
+        bm25s = _bm25s()
 
         self._rows, self._k = rows, min(k, len(rows))
         self._stemmer = Stemmer.Stemmer("english")
@@ -26,9 +28,7 @@ class Bm25:
         self._vocabulary = set(self._index.vocab_dict) - {""}
 
     def _tokens(self, texts: Sequence[str]) -> list[list[str]]:
-        import bm25s
-
-        tokens = bm25s.tokenize(
+        tokens = _bm25s().tokenize(
             list(texts), stopwords="en", stemmer=self._stemmer, return_ids=False, show_progress=False, allow_empty=False
         )
         return list(tokens)
@@ -48,6 +48,21 @@ class Bm25:
         scores = self._index.get_scores(known)
         best = np.argsort(-scores, kind="stable")[: self._k]
         return [{**self._rows[i], "score": round(float(scores[i]), 4)} for i in best.tolist()]
+
+
+def _bm25s() -> Any:
+    """The library without JAX, which we have no use for: where it is installed, bm25s runs something on it when it is imported,
+    and JAX then takes three quarters of a GPU's memory for itself.
+    """
+    if "bm25s" in sys.modules or "jax" in sys.modules:
+        import bm25s
+    else:
+        sys.modules["jax"] = None  # type: ignore[assignment]  # what Python takes for "cannot be imported"
+        try:
+            import bm25s
+        finally:
+            del sys.modules["jax"]
+    return bm25s
 
 
 def open_bm25(loaded: LoadedSpec, name: str, config: Bm25Tool, trust: bool) -> Bm25:

@@ -2,6 +2,10 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -40,3 +44,25 @@ def test_a_query_without_known_words_finds_nothing(query: str) -> None:
 def test_wrong_arguments_are_a_tool_error() -> None:
     with pytest.raises(ToolError, match="one argument, query"):
         asyncio.run(Bm25(ROWS, ["text"], 2)({"text": "x"}))
+
+
+def test_jax_is_left_alone_where_it_is_installed(tmp_path: Path) -> None:
+    """It would take most of a GPU's memory. Our own code may still use it."""
+    (tmp_path / "jax").mkdir()
+    (tmp_path / "jax/__init__.py").write_text("print('jax was imported')")
+    (tmp_path / "jax/lax.py").write_text("def top_k(values, k): print('and used')")
+    script = (
+        "from mmc.tool.bm25 import Bm25\n"
+        "tool = Bm25([{'text': 'a red ship'}, {'text': 'a blue car'}], ['text'], 1)\n"
+        "print(tool.search('ships')[0]['text'])\n"
+        "import jax"
+    )
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines() == ["a red ship", "jax was imported"]
