@@ -4,16 +4,17 @@ A layer's ``forward`` gives way to a product with a prepared copy while that is 
 tensors are never changed. In float32 an adapter is merged into a copy of its own. In half precision that would round a small
 change to the weight's own coarse grid, so that the policy that samples is not the one that is trained; there all adapters, and
 the model without one, share one packed copy, and an adapter is added to the product as training adds it.
-On CPU a copy is in oneDNN's blocked format, which torch.compile uses too.
+Layers that see the same input are one product. On CPU a copy is in oneDNN's blocked format, which torch.compile uses too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from mmc.engine.joint import Joint, joined
 from mmc.engine.memory import total_bytes
 
 if TYPE_CHECKING:
@@ -30,6 +31,17 @@ PACKED_ROWS = 32
 """Rows of the products that a packed matrix is laid out for; others are nearly as fast."""
 
 
+@dataclass(frozen=True)
+class _Wanted:
+    """What a copy stands for."""
+
+    layers: list[Any]
+    groups: list[list[Any]]
+    """The same layers; each group is one product."""
+    tensors: list[Tensor]
+    """The adapter's."""
+
+
 @dataclass
 class _Copy:
     versions: tuple[int, ...] | None = None
@@ -43,11 +55,11 @@ class Prepared:
 
     def __init__(self) -> None:
         self._copies: dict[str | None, _Copy] = {}
-        self._layers: dict[str | None, list[Any] | None] = {}
+        self._wanted: dict[str | None, _Wanted | None] = {}
         self._inside: list[Any] = []
         """Layers whose ``forward`` is a copy's now."""
-        self._packed: dict[Any, Tensor] = {}
-        """Linear layer -> its matrix without an adapter: the same in every copy."""
+        self._packed: dict[tuple[Any, ...], Tensor] = {}
+        """Linear layers of one product -> their matrix without an adapter: the same in every copy."""
         self._clock = 0
 
     def put(self, model: Any, name: str | None) -> bool:
@@ -56,24 +68,24 @@ class Prepared:
         False, and nothing done, where that cannot be.
         """
         self._clock += 1
-        if name not in self._layers:
-            self._layers[name] = _plain_layers(model) if name is None else _adapted_layers(model, name)
-        layers = self._layers[name]
-        if layers is None or (name not in self._copies and _merges(layers) and not self._room()):
+        if name not in self._wanted:
+            self._wanted[name] = _wanted(model, name)
+        wanted = self._wanted[name]
+        if wanted is None or (name not in self._copies and _merges(wanted.layers) and not self._room()):
             return False
         copy = self._copies.setdefault(name, _Copy())
         copy.asked = self._clock
-        versions = tuple(tensor._version for layer in layers for tensor in _tensors(layer, name))
+        versions = tuple([tensor._version for tensor in wanted.tensors])
         if versions != copy.versions:
             self.take_out()
             copy.forwards, copy.versions = [], None  # before the new ones are made: there is room for one set
-            copy.forwards = [self._forward(layer, name) for layer in layers]
+            copy.forwards = [forward for group in wanted.groups for forward in self._forwards(group, name)]
             copy.versions = versions
-        if self._inside is not layers:
+        if self._inside is not wanted.layers:
             self.take_out()
-            for layer, forward in zip(layers, copy.forwards, strict=True):
+            for layer, forward in zip(wanted.layers, copy.forwards, strict=True):
                 layer.forward = forward
-            self._inside = layers
+            self._inside = wanted.layers
         return True
 
     def take_out(self) -> None:
@@ -88,7 +100,7 @@ class Prepared:
         if name is None:
             self._packed.clear()
         self._copies.pop(name, None)
-        self._layers.pop(name, None)
+        self._wanted.pop(name, None)
 
     def _room(self) -> bool:
         """Whether there is a place for one more copy, after the least used one gave way if it is old."""
@@ -100,25 +112,56 @@ class Prepared:
         self._copies.pop(oldest)
         return True
 
-    def _forward(self, layer: Any, name: str | None) -> Callable[..., Tensor]:
-        """What ``layer`` computes, with its adapter if it has it, from a copy of its weights."""
+    def _forwards(self, group: Sequence[Any], name: str | None) -> list[Callable[..., Tensor]]:
+        """What each layer of ``group`` computes, with its adapter if it has it, from a copy of their weights."""
+        product, bases = self._product(group, name), [_base(layer) for layer in group]
+        if len(group) == 1:
+            return [product]
+        joint = Joint(product, [len(base.weight) for base in bases])
+        return [partial(joint.part, number) for number in range(len(group))]
+
+    def _product(self, group: Sequence[Any], name: str | None) -> Callable[..., Tensor]:
+        """The outputs (..., sum of O) of all layers of ``group``."""
         import torch
 
-        if name is None or _is_linear(layer):
-            return partial(_linear, self._matrix(layer), layer.bias)
+        bases = [_base(layer) for layer in group]
+        bias = _stacked_bias(bases)
+        if name is None or _is_linear(group[0]):
+            return partial(_linear, self._matrix(bases), bias)
         with torch.no_grad():
-            base, (down, up), scaling = layer.get_base_layer(), _tensors(layer, name), layer.scaling[name]
-            weight = base.weight
-            if weight.dtype == torch.float32:
-                merged = torch.addmm(weight, up.to(weight.dtype), down.to(weight.dtype), alpha=scaling)
-                return partial(_linear, _pack(merged), base.bias)
-            down_IR, up_RO = (part.to(weight.dtype).T.contiguous() for part in (down, up))
-            return partial(_beside, self._matrix(base), base.bias, down_IR, up_RO, scaling)
+            pairs, scaling = [_tensors(layer, name) for layer in group], group[0].scaling[name]
+            dtype = bases[0].weight.dtype
+            if dtype == torch.float32:
+                merged = [
+                    torch.addmm(base.weight, up.to(dtype), down.to(dtype), alpha=scaling)
+                    for base, (down, up) in zip(bases, pairs, strict=True)
+                ]
+                return partial(_linear, _pack(_stacked(merged)), bias)
+            down_IR = torch.cat([down for down, _ in pairs]).to(dtype).T.contiguous()
+            up_RO = torch.block_diag(*(up.to(dtype).T for _, up in pairs))  # type: ignore[no-untyped-call]
+            return partial(_beside, self._matrix(bases), bias, down_IR, up_RO, scaling)
 
-    def _matrix(self, layer: Any) -> Tensor:
-        if layer not in self._packed:
-            self._packed[layer] = _pack(layer.weight)
-        return self._packed[layer]
+    def _matrix(self, bases: Sequence[Any]) -> Tensor:
+        key = tuple(bases)
+        if key not in self._packed:
+            self._packed[key] = _pack(_stacked([base.weight.detach() for base in bases]))
+        return self._packed[key]
+
+
+def _wanted(model: Any, name: str | None) -> _Wanted | None:
+    """What a copy for ``name`` stands for; None where there can be none."""
+    layers = _plain_layers(model) if name is None else _adapted_layers(model, name)
+    if layers is None:
+        return None
+    groups = [part for group in joined(model.named_modules(), layers) for part in (_apart(group) if name else [group])]
+    ordered = [layer for group in groups for layer in group]
+    return _Wanted(ordered, groups, [tensor for layer in ordered for tensor in _tensors(layer, name)])
+
+
+def _apart(group: list[Any]) -> list[list[Any]]:
+    """Layers whose adapters are scaled otherwise are products of their own."""
+    alike = all(not _is_linear(layer) and layer.scaling == group[0].scaling for layer in group)
+    return [group] if alike else [[layer] for layer in group]
 
 
 def _plain_layers(model: Any) -> list[Any] | None:
@@ -149,7 +192,25 @@ def _adapted_layers(peft: Any, name: str) -> list[Any] | None:
     rest = any(name in getattr(m, "lora_embedding_A", {}) for m in peft.modules() if isinstance(m, LoraLayer))
     head = peft.get_output_embeddings()
     bare = [head] if _is_linear(head) and _packable(head.weight) else []
-    return [*found, *bare] if plain and not rest and _fits([m.get_base_layer() for m in found] + bare) else None
+    return [*found, *bare] if plain and not rest and _fits([_base(m) for m in found] + bare) else None
+
+
+def _base(layer: Any) -> Any:
+    """The linear layer under an adapter, or the layer itself."""
+    return layer if _is_linear(layer) else layer.get_base_layer()
+
+
+def _stacked(weights: Sequence[Tensor]) -> Tensor:
+    import torch
+
+    return weights[0] if len(weights) == 1 else torch.cat(list(weights))
+
+
+def _stacked_bias(bases: Sequence[Any]) -> Tensor | None:
+    """The biases of ``bases`` one after the other, zeros for those without; None where all are."""
+    if all(base.bias is None for base in bases):
+        return None
+    return _stacked([base.weight.new_zeros(len(base.weight)) if base.bias is None else base.bias for base in bases])
 
 
 def _tensors(layer: Any, name: str | None) -> tuple[Any, ...]:
@@ -167,7 +228,7 @@ def _merges(layers: Iterable[Any]) -> bool:
     """Whether copies of ``layers`` are each adapter's own."""
     import torch
 
-    return any(not _is_linear(layer) and layer.get_base_layer().weight.dtype == torch.float32 for layer in layers)
+    return any(not _is_linear(layer) and _base(layer).weight.dtype == torch.float32 for layer in layers)
 
 
 def _is_linear(layer: Any) -> bool:
