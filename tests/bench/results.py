@@ -201,6 +201,12 @@ def table(seeds: Sequence[int]) -> list[str]:
     return lines
 
 
+def gains(name: str, seeds: Sequence[int]) -> str:
+    """What each run gained, and the mean."""
+    found = [paired(one["scores"]["start"], one["scores"]["weights"]).mean for one in results(name, seeds)]
+    return f"{', '.join(f'{one:+.3f}' for one in found)} (mean {fmean(found):+.3f})" if found else "(not measured yet)"
+
+
 def smoothed(steps: Sequence[Json], window: int) -> tuple[list[float], list[float]]:
     """(tokens sampled so far, mean reward of the last ``window`` steps)."""
     tokens, rewards, total = [], [], 0
@@ -249,6 +255,7 @@ def report(seeds: Sequence[int]) -> None:
         "TABLE": table(seeds),
         "BASELINES": ["| HoVer without a model, as many documents | recall |", "|---|---|", *baselines],
         "TREE": picture(seeds),
+        "H100": [gains("hover-long-h100", seeds)],
     }
     for name, lines in parts.items():
         text = text.replace(f"<!-- {name} -->", "\n".join(lines))
