@@ -28,7 +28,7 @@ from mmc.program.graph import Program
 from mmc.prompt import Template
 from mmc.spec import load
 from mmc.spec.load import LoadedSpec
-from mmc.spec.model import Teacher
+from mmc.spec.model import Teacher, searched_models
 from mmc.track import Wanted
 
 
@@ -104,8 +104,7 @@ def run_stages(job: CompileJob, folder: Path, siblings: Path | None = None) -> D
     progress = KeptProgress(folder, job.progress)
     progress.say(f"run folder: {folder} (an interrupted compile goes on from there)")
     progress.begin("loading the model", 1)
-    proposer = getattr(loaded.spec.compile.prompts, "proposer", None)
-    asked = [proposer] if proposer and "prompts" in loaded.spec.compile.strategy else []
+    asked = searched_models(loaded.spec) if "prompts" in loaded.spec.compile.strategy else []
     cluster, seed = job.cluster, loaded.spec.compile.seed
     opened = cluster.open_engines(loaded, asked, job.trust, progress.say) if cluster is not None else None
     engines = opened or open_engines(loaded, asked)

@@ -161,6 +161,8 @@ class _Costs:
         self.rests_on.append(
             f"calls: {low if low == high else f'{low} to {high}'} a run, by the steps and program.max_calls"
         )
+        if turned := [key for key in getattr(self.spec.compile.prompts, "knobs", {}) if key.startswith("program.")]:
+            self.rests_on.append(f"not counted: more calls a run by the knobs {', '.join(turned)}")
         self.prices = self._prices()
         asked = [name for name in (getattr(self.spec.compile.prompts, "proposer", None),) if name]
         asked += sorted({judge.module for judge in program.judges})

@@ -56,6 +56,7 @@ def prompts(context: Context, state: State, folder: Path) -> tuple[State, str]:
             "note": result.note,
             "replaced": result.replaced,
             "templates": templates,
+            "settings": dict(result.program.settings),
             "dev": scores,
             "trials": [_trial(trial) for trial in result.trials],
             "finalist": result.finalist,
@@ -163,7 +164,7 @@ def state_after(name: str, state: State, folder: Path) -> State:
     found = read_json(folder / "result.json")
     if name == "prompts":
         chosen = {module: Template(Path(t["path"]), t["source"]) for module, t in found["templates"].items()}
-        return State(state.program.with_templates(chosen), state.adapters)
+        return State(state.program.with_settings(found.get("settings", {})).with_templates(chosen), state.adapters)
     return state.with_adapters({module: folder / path for module, path in found["adapters"].items()})
 
 

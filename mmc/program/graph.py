@@ -35,6 +35,9 @@ class Program:
     """Module -> weighted metrics of its single calls, for training."""
     judges: tuple[JudgeNode, ...] = ()
     """What the metric asks an LM."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Key of the spec -> value that a search has set there."""
+    trust: bool = False
 
     @classmethod
     def build(cls, loaded: LoadedSpec, trust: bool = False) -> Program:
@@ -54,6 +57,7 @@ class Program:
             adapters={name: spec.adapters.get(name) for name in spec.modules},
             shaping=make_shaping(loaded, trust),
             judges=make_judges(spec),
+            trust=trust,
         )
 
     @property
@@ -63,6 +67,28 @@ class Program:
     def with_templates(self, templates: Mapping[str, Template]) -> Program:
         """The same program with other templates for some modules."""
         return replace(self, templates={**self.templates, **templates})
+
+    def with_settings(self, values: Mapping[str, Any]) -> Program:
+        """The same program with other values for keys of its spec, like ``tools.search.k``; templates, adapters and the metric
+        stay. Raises InvalidError when the spec cannot have them, and what opening a tool raises.
+        """
+        if not values:
+            return self
+        loaded = self.loaded.with_values(values)
+        refuse(check(loaded))
+        spec = loaded.spec
+        return replace(
+            self,
+            loaded=loaded,
+            nodes=make_nodes(spec.program.steps, spec),
+            results={name: compile_value(value) for name, value in spec.program.outputs.items()},
+            readers={name: Outputs(loaded, name) for name in spec.modules},
+            tools={
+                name: self.tools[name] if config == self.spec.tools[name] else make_tool(loaded, name, self.trust)
+                for name, config in spec.tools.items()
+            },
+            settings={**self.settings, **values},
+        )
 
     def with_adapters(self, adapters: Mapping[str, str | None]) -> Program:
         """The same program with other adapters for some modules."""

@@ -27,7 +27,7 @@ def halving(job: SearchJob) -> SearchResult:
     journal, ledger = Journal(job.folder / "journal.jsonl", identity_of(job)), Ledger(config.budget)
     trials = Trials(job, journal, ledger)
     found = find_demos(job, journal, ledger)
-    space, refused = make_space(job.program, found, config.demos, job.seed)
+    space, refused = make_space(job.program, found, config.demos, job.seed, knobs=config.knobs)
     drawn, refused_draws = draw_entrants(space, config.trials, job.seed)
     start = Entrant(0, "the start", job.program)
     with kept_beginnings(job.engines):

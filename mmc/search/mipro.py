@@ -49,7 +49,7 @@ def mipro(job: SearchJob) -> SearchResult:
     trials = Trials(job, journal, ledger)
     found = find_demos(job, journal, ledger)
     proposed, refused_texts, note = _proposals(job, journal, ledger, found, config)
-    space, refused = make_space(job.program, found, config.demos, job.seed, proposed)
+    space, refused = make_space(job.program, found, config.demos, job.seed, proposed, knobs=config.knobs)
     with kept_beginnings(job.engines):
         hunt = _Hunt(trials, space, config)
         finalist = hunt.run()
@@ -155,6 +155,8 @@ class _Hunt:
                 for slot, options in slots
             )
             picks.append(Pick(module, number, options))
+        for key, values in self.space.knobs.items():
+            picks.append(Pick(key, int(draw.suggest_categorical(key, list(range(len(values)))))))
         return tuple(picks)
 
 

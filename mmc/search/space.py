@@ -1,7 +1,7 @@
 """The candidates of a search: what may stand in each slot, drawing combinations, and making programs of them.
 
-Nothing outside a slot is ever changed, and a text that changes what a template expects, or with which the inputs of a
-real call cannot be rendered, is refused.
+Of a template nothing outside a slot is ever changed, of the spec nothing but the knobs; and a text that changes what a template
+expects, or with which the inputs of a real call cannot be rendered, is refused.
 """
 
 from __future__ import annotations
@@ -9,16 +9,17 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from math import prod
 from typing import Any, NamedTuple
 
 from mmc.engine.base import seed_of
-from mmc.errors import InvalidError, RunFailure
+from mmc.errors import InvalidError, MmcError, RunFailure
 from mmc.program.graph import Program
 from mmc.prompt import DEMOS, Template, demo_source, demos_source, escape
 from mmc.search.demos import Demo, Found, demo_sets
+from mmc.spec.model import Spec, value_at
 
 SETS = 6
 """Most different demonstration sets a module has."""
@@ -55,15 +56,15 @@ class Variant:
 
 @dataclass(frozen=True)
 class Pick:
-    """The choice for one module: a variant, and for each of its slots an option."""
+    """The choice for one module: a variant, and for each of its slots an option. Of a knob: its key, and which of its values."""
 
     module: str
     variant: int
-    options: tuple[tuple[str, int], ...]
+    options: tuple[tuple[str, int], ...] = ()
 
 
 Candidate = tuple[Pick, ...]
-"""One pick a module; hashable, so that no combination is tried twice."""
+"""One pick a module, then one a knob; hashable, so that no combination is tried twice."""
 
 
 class _Part(NamedTuple):
@@ -83,16 +84,21 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Space:
-    """Every candidate: the cross product of all modules' variants and options."""
+    """Every candidate: the cross product of all modules' variants and options, and of all knobs' values."""
 
     program: Program
     variants: Mapping[str, tuple[Variant, ...]]
     samples: Mapping[str, Mapping[str, Any]]
+    knobs: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    """Key of the spec -> its values; the first is what stands there."""
+    _turned: dict[tuple[Pick, ...], Program | str] = field(default_factory=dict)
+    """Programs by the knobs of a candidate, or why there is none: a tool is opened once for each of its settings."""
 
     @property
     def size(self) -> int:
         """How many candidates there are, the start included."""
-        return prod(sum(variant.size for variant in variants) for variants in self.variants.values())
+        ways = prod(sum(variant.size for variant in variants) for variants in self.variants.values())
+        return ways * prod(len(values) for values in self.knobs.values())
 
     @property
     def start(self) -> Candidate:
@@ -118,6 +124,9 @@ class Space:
 
     def _parts(self, candidate: Candidate) -> Iterator[_Part]:
         for pick in candidate:
+            if pick.module in self.knobs:
+                yield _Part((pick.module, pick.variant), len(self.knobs[pick.module]))
+                continue
             variants = self.variants[pick.module]
             yield _Part((pick.module, pick.variant), len(variants))
             for slot, i in pick.options:
@@ -130,15 +139,20 @@ class Space:
             slots = variants[number].slots.items()
             options = tuple((slot, choose(len(options), module, number, slot)) for slot, options in slots)
             picks.append(Pick(module, number, options))
-        return tuple(picks)
+        return (*picks, *(Pick(key, choose(len(values), key)) for key, values in self.knobs.items()))
 
     def _all(self) -> Iterator[Candidate]:
-        return itertools.product(*(list(_picks(module, variants)) for module, variants in self.variants.items()))
+        modules = (list(_picks(module, variants)) for module, variants in self.variants.items())
+        knobs = ([Pick(key, i) for i in range(len(values))] for key, values in self.knobs.items())
+        return itertools.product(*modules, *knobs)
 
     def describe(self, candidate: Candidate) -> str:
         """The candidate in words: what differs from the start."""
         words = []
         for pick in candidate:
+            if pick.module in self.knobs:
+                words += [f"{pick.module} {self.knobs[pick.module][pick.variant]}"] if pick.variant else []
+                continue
             variant = self.variants[pick.module][pick.variant]
             changes = [variant.slots[slot][i].what for slot, i in pick.options if i]
             if pick.variant:
@@ -149,15 +163,28 @@ class Space:
 
     def build(self, candidate: Candidate) -> Program | Refusal:
         """The candidate's program."""
+        program = self._with_knobs(tuple(pick for pick in candidate if pick.module in self.knobs))
+        if isinstance(program, str):
+            return Refusal(self.describe(candidate), program)
         templates = {}
-        for pick in candidate:
+        for pick in (pick for pick in candidate if pick.module not in self.knobs):
             variant = self.variants[pick.module][pick.variant]
             chosen = {slot: variant.slots[slot][i] for slot, i in pick.options if i}
-            made = filled(self.program, pick.module, variant.template, chosen, self.samples.get(pick.module))
+            made = filled(program, pick.module, variant.template, chosen, self.samples.get(pick.module))
             if isinstance(made, str):
                 return Refusal(self.describe(candidate), f"{pick.module}: {made}")
             templates[pick.module] = made
-        return self.program.with_templates(templates)
+        return program.with_templates(templates)
+
+    def _with_knobs(self, picks: tuple[Pick, ...]) -> Program | str:
+        """The start with other values at the knobs that differ, or why it cannot have them."""
+        if picks not in self._turned:
+            values = {pick.module: self.knobs[pick.module][pick.variant] for pick in picks if pick.variant}
+            try:
+                self._turned[picks] = self.program.with_settings(values)
+            except (MmcError, KeyError) as error:
+                self._turned[picks] = " ".join(str(error).split())
+        return self._turned[picks]
 
 
 def _at_random(seed: int, draw: int, offer: int, count: int, *place: str | int) -> int:
@@ -177,10 +204,12 @@ def make_space(
     seed: int,
     proposed: Mapping[tuple[str, str], Sequence[str]] | None = None,
     demos_alone: bool = False,
+    knobs: Mapping[str, Sequence[Any]] | None = None,
 ) -> tuple[Space, tuple[Refusal, ...]]:
     """The space of a program, less the options that cannot be used by themselves.
 
     ``proposed``: (module, slot) -> more texts for that slot. ``demos_alone`` leaves templates and other slots as they are.
+    ``knobs``: key of the spec -> other values.
     """
     variants, refusals = {}, []
     judges = {judge.module for judge in program.judges}
@@ -200,7 +229,15 @@ def make_space(
                 made.append(corner.variant(template))
         variants[name] = tuple(variant for variant, _ in made)
         refusals += [refusal for _, refused in made for refusal in refused]
-    return Space(program, variants, found.samples), tuple(refusals)
+    values = {key: _values(program.spec, key, others) for key, others in (knobs or {}).items()}
+    return Space(program, variants, found.samples, values), tuple(refusals)
+
+
+def _values(spec: Spec, key: str, others: Sequence[Any]) -> tuple[Any, ...]:
+    """What stands at ``key``, then the ``others`` that are something else, each once."""
+    found = [value_at(spec, key)]
+    found += [value for i, value in enumerate(others) if value not in found and value not in others[:i]]
+    return tuple(found)
 
 
 @dataclass(frozen=True)

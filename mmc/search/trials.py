@@ -148,7 +148,10 @@ _NOTHING = Verdict(False, Interval(0.0, 0.0, 0.0, 0), 1.0, LEVEL)
 
 def _note(finalist: Entrant | None, verdict: Verdict, examples: int) -> str:
     if finalist is None:
-        return "the start is kept: nothing may be changed; give a module candidates, alternatives or a slot `demos`"
+        return (
+            "the start is kept: nothing may be changed; give a module candidates, alternatives or a slot `demos`, or the "
+            "search `knobs`"
+        )
     gain = verdict.difference
     found = f"{finalist.what}: {gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}] on {examples} dev examples"
     chance = f"p = {verdict.p:.2g}, {'within' if verdict.better else 'needed'} {verdict.level:.2g}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,6 +30,8 @@ class LoadedSpec:
     path: Path
     text: str
     document: Document
+    given: str = ""
+    """The text before a search set values in it; empty where none did."""
 
     @property
     def folder(self) -> Path:
@@ -38,7 +40,8 @@ class LoadedSpec:
 
     @property
     def sha256(self) -> str:
-        return hashlib.sha256(self.text.encode()).hexdigest()
+        """Of what the user gave."""
+        return hashlib.sha256((self.given or self.text).encode()).hexdigest()
 
     def diagnostic(self, path: KeyPath, message: str, hint: str = "", at_key: bool = False) -> Diagnostic:
         """A diagnostic at the line and column of what stands under ``path``, or of its key."""
@@ -56,6 +59,13 @@ class LoadedSpec:
     def reparsed(self, text: str) -> LoadedSpec:
         """The same place with another text."""
         return _validated(self.path, text, ())
+
+    def with_values(self, values: Mapping[str, object]) -> LoadedSpec:
+        """The spec with other values at some keys (``a.b``), as a search sets them. Raises InvalidError when that is no valid
+        spec, KeyError when a key leads through something that is no mapping.
+        """
+        changed = self.reparsed(rewrite(self.text, {key_path(key): value for key, value in values.items()}))
+        return replace(changed, given=self.given or self.text)
 
     def overridden(self, overrides: Sequence[str]) -> LoadedSpec:
         """The spec with some keys overridden, as in :func:`load`."""

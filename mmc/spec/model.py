@@ -279,5 +279,24 @@ class Spec(Keys):
     """What a build was made from; written by a compile."""
 
 
+def value_at(spec: Spec, key: str) -> Any:
+    """What stands at ``key`` (``a.0.b``) as plain data, defaults included. Raises LookupError where there is no such key."""
+    found: Any = spec.model_dump(mode="json", by_alias=True)
+    for part in key.split("."):
+        if isinstance(found, list):
+            found = found[int(part) if part.isdigit() else len(found)]
+        else:
+            found = (found if isinstance(found, dict) else {})[part]
+    return found
+
+
+def searched_models(spec: Spec) -> list[str]:
+    """Models that a search of this spec's prompts needs beside those of the modules: the proposer, and what a knob may choose."""
+    search = spec.compile.prompts
+    knobs = getattr(search, "knobs", {}).items()
+    chosen = [str(value) for key, values in knobs if key.endswith(".model") for value in values]
+    return [*filter(None, [getattr(search, "proposer", None)]), *chosen]
+
+
 for _model in (IfStep, RepeatStep, ForStep, ParallelStep, Program, Spec):
     _model.model_rebuild()

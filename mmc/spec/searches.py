@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
@@ -34,7 +34,15 @@ class Search(Keys):
     """Where the search stops trying and judges what it has."""
 
 
-class HalvingSearch(Search):
+class Choosing(Search):
+    """A search over choices that are known beforehand or proposed once."""
+
+    knobs: dict[str, list[Any]] = {}
+    """Other values for keys of this spec, searched together with the prompts: `{tools.search.k: [5, 20]}`. Keys of `tools` and of
+    `program`, and a module's `max_tokens` and `model`, may be knobs."""
+
+
+class HalvingSearch(Choosing):
     """Successive halving over the cross product of instructions, alternatives and demonstration sets; no proposer needed."""
 
     algorithm: Literal["halving"] = "halving"
@@ -63,7 +71,7 @@ class Proposing(Search):
     """Of the proposer."""
 
 
-class MiproSearch(Proposing):
+class MiproSearch(Choosing, Proposing):
     """Proposed instructions and bootstrapped demonstrations, chosen together by a tree-structured Parzen estimator over paired
     gains on minibatches, with full evaluations of the leaders (after MIPROv2, arXiv 2406.11695).
     """
@@ -113,3 +121,10 @@ PromptSearch = Annotated[
     Discriminator(_algorithm),
 ]
 """Halving where no `algorithm` is named."""
+
+
+def may_turn(key: str) -> bool:
+    """Whether a search may set this key of a spec (``a.b``)."""
+    room, *rest = key.split(".")
+    of_module = room == "modules" and len(rest) == 2 and rest[1] in ("max_tokens", "model")
+    return of_module or (room in ("tools", "program") and len(rest) > 1 and not key.startswith("program.inputs."))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from mmc.data import read_rows
@@ -26,6 +29,12 @@ class Bm25:
         texts = [" | ".join(str(row[field]) for field in fields) for row in rows]
         self._index.index(self._tokens(texts), show_progress=False)
         self._vocabulary = set(self._index.vocab_dict) - {""}
+
+    def of_best(self, k: int) -> Bm25:
+        """The same index; searches give ``k`` documents."""
+        found = copy.copy(self)
+        found._k = min(k, len(self._rows))
+        return found
 
     def _tokens(self, texts: Sequence[str]) -> list[list[str]]:
         tokens = _bm25s().tokenize(
@@ -67,11 +76,27 @@ def _bm25s() -> Any:
 
 def open_bm25(loaded: LoadedSpec, name: str, config: Bm25Tool, trust: bool) -> Bm25:
     """The tool of a ``type: bm25`` block."""
-    rows = read_rows(loaded.resolve(config.corpus))
+    path = loaded.resolve(config.corpus)
+    stat = path.stat() if path.is_file() else None
+    stamp = (stat.st_mtime_ns, stat.st_size) if stat is not None else (0, 0)
+    rows = _rows(path, stamp)
     if not rows:
         raise InvalidError([loaded.diagnostic(("tools", name, "corpus"), f"{config.corpus} has no documents")])
     for field in config.fields:
         if any(field not in row for row in rows):
             message = f"not every document of {config.corpus} has a column {field!r}"
             raise InvalidError([loaded.diagnostic(("tools", name), message, f"the first has: {', '.join(rows[0])}")])
-    return Bm25(rows, config.fields, config.k)
+    return _index(path, stamp, tuple(config.fields)).of_best(config.k)
+
+
+@lru_cache(maxsize=1)
+def _rows(path: Path, stamp: tuple[int, int]) -> tuple[dict[str, Any], ...]:
+    """The documents of a file; ``stamp`` tells one state of it from another."""
+    return read_rows(path)
+
+
+@lru_cache(maxsize=1)
+def _index(path: Path, stamp: tuple[int, int], fields: tuple[str, ...]) -> Bm25:
+    """The index of a corpus, kept while it is asked for with other settings."""
+    rows = _rows(path, stamp)
+    return Bm25(rows, fields, len(rows))

@@ -89,7 +89,7 @@ def _sources(findings: Findings, path: KeyPath, declared: str | list[str]) -> No
 def used_models(spec: model.Spec) -> set[str]:
     """The models that modules, the proposer or teachers name."""
     found = {module.model for module in spec.modules.values()}
-    found |= {proposer} if (proposer := getattr(spec.compile.prompts, "proposer", None)) else set()
+    found |= set(model.searched_models(spec))
     teachers = (*spec.compile.distill.teachers, *spec.compile.weights.teachers)
     return found | {teacher.model for teacher in teachers if teacher.model is not None}
 

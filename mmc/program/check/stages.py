@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from mmc.errors import Diagnostic
+from collections.abc import Sequence
+
+from mmc.errors import Diagnostic, InvalidError
 from mmc.program.check.findings import Findings
 from mmc.program.check.modules import check_template
 from mmc.spec import model
 from mmc.spec.load import LoadedSpec, spec_file
 from mmc.spec.marks import KeyPath
+from mmc.spec.searches import may_turn
 from mmc.spec.tuning import trained_modules, tuning_problems
 
 
@@ -17,10 +20,36 @@ def check_stages(findings: Findings) -> None:
     proposer = getattr(spec.compile.prompts, "proposer", None)
     if proposer is not None:
         findings.known(proposer, spec.models, ("compile", "prompts", "proposer"), "model")
+    for key, values in getattr(spec.compile.prompts, "knobs", {}).items():
+        _knob(findings, ("compile", "prompts", "knobs", key), key, values)
     for stage, teachers in (("distill", spec.compile.distill.teachers), ("weights", spec.compile.weights.teachers)):
         for i, teacher in enumerate(teachers):
             _teacher(findings, ("compile", stage, "teachers", i), teacher)
     _idle(findings)
+
+
+def _knob(findings: Findings, path: KeyPath, key: str, values: Sequence[object]) -> None:
+    """That a search may set the key, and that the spec can have each of the values there."""
+    if not may_turn(key):
+        message = f"{key} cannot be a knob"
+        hint = "knobs are keys of `tools` and `program`, and a module's `max_tokens` and `model`"
+        findings.error(path, message, hint, at_key=True)
+        return
+    try:
+        model.value_at(findings.spec, key)
+    except LookupError:
+        findings.error(path, f"there is no key {key} in this spec", at_key=True)
+        return
+    for i, value in enumerate(values):
+        try:
+            findings.loaded.with_values({key: value})
+        except InvalidError as error:
+            findings.error((*path, i), f"{key} cannot have this value: {error.diagnostics[0].message}")
+        except KeyError:
+            findings.error(path, f"{key} leads through something that is no mapping", at_key=True)
+        else:
+            if key.startswith("modules.") and key.endswith(".model"):
+                findings.known(str(value), findings.spec.models, (*path, i), "model")
 
 
 def untunable(loaded: LoadedSpec) -> list[Diagnostic]:
