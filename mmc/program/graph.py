@@ -38,6 +38,7 @@ class Program:
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Key of the spec -> value that a search has set there."""
     trust: bool = False
+    """Whether Python that the spec names may be imported, for tools that are opened again."""
 
     @classmethod
     def build(cls, loaded: LoadedSpec, trust: bool = False) -> Program:

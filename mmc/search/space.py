@@ -91,7 +91,7 @@ class Space:
     samples: Mapping[str, Mapping[str, Any]]
     knobs: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     """Key of the spec -> its values; the first is what stands there."""
-    _turned: dict[tuple[Pick, ...], Program | str] = field(default_factory=dict)
+    _turned: dict[tuple[Pick, ...], Program | str] = field(default_factory=dict, repr=False, compare=False)
     """Programs by the knobs of a candidate, or why there is none: a tool is opened once for each of its settings."""
 
     @property

@@ -150,7 +150,7 @@ def dspy(measure: bool) -> list[str]:
     if not file.exists() and measure and all(side.exists() for side in sides):
         folder = str(find([SOURCE], Path).folder)
         script = Path(__file__).parent / "step/dspy_bootstrap.py"
-        with server(folder, "float32") as address:
+        with server(folder, "bfloat16") as address:
             command = [str(sides[0]), str(script), address, "smollm2", str(DSPY_COUNT), str(DSPY_TRAIN)]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         file.write_text(done.stdout.splitlines()[-1] + "\n")
