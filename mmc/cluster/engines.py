@@ -152,7 +152,7 @@ class ClusterEngines(dict[str, Engine]):
 
         What a worker gave before it died stays; the rest is run again, by whoever is there. Another spec's program is run here.
         """
-        if program.loaded.text != self.loaded.text:
+        if program.loaded.sha256 != self.loaded.sha256:
             return run_all(program, dict(self), examples, settings, rollouts, on_done)
         found: dict[tuple[str, int], Trajectory] = {}
         known = {example.id: example for example in examples}
@@ -184,6 +184,7 @@ class ClusterEngines(dict[str, Engine]):
         for number, share in enumerate(shares(examples, len(self.pool))):
             if share:
                 orders[number] = RunOrder(
+                    knobs=program.settings,
                     templates=templates,
                     adapters=program.adapters,
                     pushed=finished,

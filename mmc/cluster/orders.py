@@ -97,6 +97,8 @@ class Place:
 class RunOrder:
     """Runs of the program on some examples."""
 
+    knobs: Mapping[str, Any]
+    """Key of the spec -> value that a search has set there."""
     templates: Mapping[str, Template]
     adapters: Mapping[str, str | None]
     """Module -> name of its adapter."""

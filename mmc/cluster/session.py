@@ -77,6 +77,10 @@ class Cluster:
             if isinstance(model, LocalModel) and model.sampler is not None:
                 message = f"models.{name}.sampler: workers of a cluster draw by themselves; leave `sampler` or `--cluster` out"
                 raise UsageError(message)
+        for key in getattr(loaded.spec.compile.prompts, "knobs", {}):
+            if key.endswith(".model"):
+                message = f"compile.prompts.knobs: workers of a cluster open no further models; leave {key} or `--cluster` out"
+                raise UsageError(message)
         workers, gpus = self._room()
         pool = Pool(Size(workers, self.config.cpus, gpus, self.config.timeout), Setup(loaded, trust, workers), say)
         devices = ", ".join(dict.fromkeys(m.about.device for m in pool.members if m.about is not None))

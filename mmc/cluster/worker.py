@@ -61,10 +61,10 @@ class Worker:
 
     def start(self, setup: Setup) -> About:
         """Opens the engines. Raises what opening them and building the program raise."""
-        loaded = _shared(setup.loaded, setup.workers)
+        self._setup, loaded = setup, _shared(setup.loaded, setup.workers)
         self._does("opening the models")
         threads = self._threads(loaded)
-        self.program = Program.build(loaded, setup.trust)
+        self.program, self._knobs = Program.build(loaded, setup.trust), dict[str, Any]()
         self.engines = open_engines(loaded)
         self._does("nothing")
         return About(node_address(), os.getpid(), mmc.__version__, _device(), threads)
@@ -128,6 +128,9 @@ class Worker:
             for engine in distinct(self.engines):
                 self._keeping.enter_context(engine.keeping())
             self._kept = True
+        if self._knobs != order.knobs:
+            turned = _shared(self._setup.loaded.with_values(order.knobs), self._setup.workers)
+            self.program, self._knobs = Program.build(turned, self._setup.trust), dict(order.knobs)
         return self.program.with_templates(order.templates).with_adapters(order.adapters)
 
     def _load(self, pushed: Pushed) -> None:

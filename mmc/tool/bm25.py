@@ -89,13 +89,13 @@ def open_bm25(loaded: LoadedSpec, name: str, config: Bm25Tool, trust: bool) -> B
     return _index(path, stamp, tuple(config.fields)).of_best(config.k)
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=4)
 def _rows(path: Path, stamp: tuple[int, int]) -> tuple[dict[str, Any], ...]:
     """The documents of a file; ``stamp`` tells one state of it from another."""
     return read_rows(path)
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=4)
 def _index(path: Path, stamp: tuple[int, int], fields: tuple[str, ...]) -> Bm25:
     """The index of a corpus, kept while it is asked for with other settings."""
     rows = _rows(path, stamp)

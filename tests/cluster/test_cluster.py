@@ -93,6 +93,16 @@ def test_two_workers_draw_what_one_process_draws_and_tell_of_every_run_once(spre
     assert spread.engines["policy"].spent.tokens == tokens
 
 
+def test_workers_run_a_program_whose_knobs_a_search_has_turned(spread: Spread, monkeypatch: pytest.MonkeyPatch) -> None:
+    turned = spread.program.with_settings({"modules.think.max_tokens": 3})
+    here = run_all(turned, open_engines(turned.loaded), EXAMPLES, SAMPLING, ROLLOUTS)
+    monkeypatch.setattr("mmc.cluster.engines.run_all", None)  # nothing is run by the driver
+    assert [facts(run) for run in run_all(turned, spread.engines, EXAMPLES, SAMPLING, ROLLOUTS)] == [*map(facts, here)]
+    assert max(len(run.calls[0].completion.ids_T) for run in here) == 3
+    plain = run_all(spread.program, spread.engines, EXAMPLES, SAMPLING, ROLLOUTS)
+    assert max(len(run.calls[0].completion.ids_T) for run in plain) > 3
+
+
 def test_an_example_that_stands_in_a_batch_twice_is_there_twice(spread: Spread) -> None:
     batch = [EXAMPLES[0], EXAMPLES[1], EXAMPLES[0]]
     runs = run_all(spread.program, spread.engines, batch, SAMPLING, 2)

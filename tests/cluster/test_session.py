@@ -46,6 +46,12 @@ def test_an_address_of_another_kind_is_refused(address: str) -> None:
         Cluster(address, Config()).__enter__()
 
 
+def test_models_that_a_knob_chooses_and_a_cluster_exclude_each_other(tmp_path: Path) -> None:
+    loaded = load(write_program(tmp_path, tmp_path), ["compile={prompts: {knobs: {modules.pick.model: [judge]}}}"])
+    with pytest.raises(UsageError, match=r"leave modules\.pick\.model or `--cluster` out"):
+        Cluster("local", Config()).open_engines(loaded, [], False, print)
+
+
 def test_a_sampler_and_a_cluster_exclude_each_other(tmp_path: Path) -> None:
     spec = write_program(tmp_path, tmp_path)
     spec.write_text(spec.read_text().replace(f'{{type: local, source: "path:{tmp_path}"}}', SAMPLER))

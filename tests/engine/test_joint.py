@@ -63,6 +63,14 @@ def test_a_layer_of_a_model_takes_four_products(
     monkeypatch.setattr(prepared, "_linear", lambda matrix, bias, x: (rows.append(x.shape[1]), one(matrix, bias, x))[1])
     adapters = Adapters(model, "")
     adapters.create("a", LoraOptions(4, 8.0, 0.0, targets), seed=1)
+    torch.manual_seed(1)
+    for key, tensor in adapters.parameters("a").items():
+        if "lora_B" in key:
+            torch.nn.init.normal_(tensor, std=0.2)
     with torch.no_grad(), adapters.active("a"):
-        model(input_ids=torch.arange(5, 25)[None], use_cache=False)
+        found = model(input_ids=torch.arange(5, 25)[None], use_cache=False).logits
+    with torch.no_grad(), adapters.active("a", train=True):
+        trained = model(input_ids=torch.arange(5, 25)[None], use_cache=False).logits
+    rounding = 1e-5 if dtype == torch.float32 else 2**-7
+    assert (found - trained).abs().max() <= rounding * trained.abs().max()
     assert len(rows) == len(model.model.layers) * (4 if targets == "all-linear" else 2) + 1
