@@ -23,7 +23,7 @@ GOOD = {
 
 
 class Api(ThreadingHTTPServer):
-    """Answers each request by ``answer(handler, body, number)``; keeps what came and how much of it at a time."""
+    """Answers each request by ``answer(handler, body, number)``; keeps what came."""
 
     daemon_threads = True
 
@@ -32,7 +32,6 @@ class Api(ThreadingHTTPServer):
         self.answer: Callable[[Handler, dict[str, Any], int], None] = lambda h, body, n: h.reply(GOOD)
         self.bodies: list[dict[str, Any]] = []
         self.keys: set[str] = set()
-        self.now = self.most = 0
         self.lock = threading.Lock()
         self.over = threading.Event()
 
@@ -54,13 +53,7 @@ class Handler(BaseHTTPRequestHandler):
             api.bodies.append(body)
             api.keys.add(self.headers["authorization"])
             number = len(api.bodies)
-            api.now += 1
-            api.most = max(api.most, api.now)
-        try:
-            api.answer(self, body, number)
-        finally:
-            with api.lock:
-                api.now -= 1
+        api.answer(self, body, number)
 
     def reply(self, content: object, status: int = 200, **headers: str) -> None:
         sent = content if isinstance(content, bytes) else json.dumps(content).encode()
