@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import count
@@ -72,6 +72,11 @@ class VllmEngine(LocalEngine):
 
     async def complete(self, request: Request, watch: Watch | None = None) -> Completion:
         if request.constraint is not None:
+            if self._servers.fixed:
+                raise UsageError(
+                    f"a constrained request ({request.constraint!r}) is drawn in this process, by weights that are in training "
+                    "meanwhile; leave out the constraint or `staleness`"
+                )
             return await super().complete(request, watch)
         self.adapters.check(request.adapter)
         self._stream(request)  # too long a prompt is said here
@@ -80,6 +85,12 @@ class VllmEngine(LocalEngine):
             completion = await self._calls.complete(request, watch)
         self.spent.add(completion)
         return completion
+
+    def draw_with(self, folders: Mapping[str, Path]) -> None:
+        """From now on servers draw with each of these adapters as it lies in its folder, whatever is trained here; with none of
+        them, as they are here again. Nothing may be drawing meanwhile.
+        """
+        self._servers.fixed = dict(folders)
 
     def _problem(self, error: Exception) -> MmcError:
         status = error.status if isinstance(error, ApiError) else 0
@@ -120,7 +131,7 @@ class VllmEngine(LocalEngine):
 class _Given:
     """The adapter as the servers have it now."""
 
-    version: tuple[int, ...]
+    version: Hashable
     name: str
     folder: Path
 
@@ -135,6 +146,8 @@ class _Servers:
         self._config, self._engine = config, engine
         self._model: str | None = None
         self._given: dict[str, _Given] = {}
+        self.fixed: dict[str, Path] = {}
+        """Adapter -> the folder that is drawn with in its place."""
         self._number = count(1)
         self._lock = asyncio.Lock()
         self._temporary = None if config.adapters is not None else Path(tempfile.mkdtemp(prefix="mmc-adapters-"))
@@ -199,13 +212,16 @@ class _Servers:
 
     async def _give(self, adapter: str) -> None:
         """Lets all servers load ``adapter``, unless they have it as it is now."""
-        adapters = self._engine.adapters
-        version, given = adapters.version(adapter), self._given.get(adapter)
+        adapters, fixed, given = self._engine.adapters, self.fixed.get(adapter), self._given.get(adapter)
+        version: Hashable = fixed or adapters.version(adapter)
         if given is not None and given.version == version:
             return
         name = f"{adapter.rpartition('.')[2]}-{os.getpid()}-{next(self._number)}"
         folder = (self._folder / name).resolve()
-        adapters.save(adapter, folder)
+        if fixed is not None:
+            shutil.copytree(fixed, folder)
+        else:
+            adapters.save(adapter, folder)
         if not (folder / "adapter_config.json").exists():
             raise UsageError("vLLM samples with LoRA adapters alone; a model tuned in full needs `sampler` left out")
         for address, http in self._https.items():

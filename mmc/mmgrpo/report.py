@@ -65,7 +65,10 @@ class StepReport:
     """Distinct tokens computed for them."""
     tokens_plain: int
     """Tokens that one sequence at a time would have computed."""
+    staleness: int
+    """Steps by which the weights that sampled were older than those that were trained."""
     seconds_rollout: float
+    """That the step waited for its runs: until they were drawn, or until those drawn ahead were there."""
     seconds_update: float
     seconds: float
     usage: ByModule = field(default_factory=dict)
@@ -84,6 +87,7 @@ class StepFacts:
     resampled: int
     tokens_plain: int
     epochs: int
+    staleness: int
     seconds_rollout: float
     seconds_update: float
     usage: ByModule = field(default_factory=dict)
@@ -116,6 +120,7 @@ def step_report(
         tokens=result.tokens,
         tokens_packed=result.packed,
         tokens_plain=facts.tokens_plain,
+        staleness=facts.staleness,
         seconds_rollout=facts.seconds_rollout,
         seconds_update=facts.seconds_update,
         seconds=facts.seconds_rollout + facts.seconds_update,

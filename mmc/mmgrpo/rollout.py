@@ -63,6 +63,8 @@ class Sampler:
     group: Callable[[Sequence[Trajectory]], list[Group]]
     teach: Callable[[Sequence[Example], int], list[Trajectory]] = lambda examples, step: []
     """(examples, step) -> the runs of teachers."""
+    on_done: Callable[[Trajectory], None] = lambda run: None
+    """Hears of each of the program's own runs when it ends."""
 
     def sample(self, step: int, position: int) -> Rollouts:
         """The step's runs. With `resample`, examples without spread give way to others, a bounded number of times."""
@@ -85,7 +87,7 @@ class Sampler:
     def _run(self, examples: Sequence[Example], step: int) -> list[Trajectory]:
         config = self.config
         settings = RunSettings("weights", step, self.seed, config.temperature, tree=tuple(config.tree))
-        own = run_all(self.program, self.engines, examples, settings, rollouts=config.rollouts)
+        own = run_all(self.program, self.engines, examples, settings, config.rollouts, self.on_done)
         return [*own, *self.teach(examples, step)]
 
     def _useful(self, runs: Sequence[Trajectory]) -> list[str]:

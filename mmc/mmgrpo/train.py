@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from mmc.data import Example
 from mmc.engine.base import Engine, seed_of
 from mmc.metric import Metric
 from mmc.mmgrpo import checkpoint
+from mmc.mmgrpo.ahead import Ahead, InTurn
 from mmc.mmgrpo.audit import audit
 from mmc.mmgrpo.checkpoint import Place
 from mmc.mmgrpo.group import Rewards, Shaping, form_groups
@@ -67,14 +69,16 @@ def train(job: TrainingJob) -> TrainingResult:
     job = replace(job, config=config)
     program = job.program.with_adapters(policy.names)
     sampler = make_sampler(job, program, policy)
+    source = Ahead(sampler, policy, config, job.folder / "sampling") if config.staleness else InTurn(sampler)
     unreadable = _unreadable_so_far(job.folder / "metrics.jsonl")
-    with (job.folder / "metrics.jsonl").open("a", encoding="utf-8") as metrics:
+    with closing(source), (job.folder / "metrics.jsonl").open("a", encoding="utf-8") as metrics:
         for step in range(place.step, config.steps):
             if place.stopped:
                 break
-            report, position = train_step(job, sampler, policy, step, place.position)
+            report, position = train_step(job, source, policy, step, place.position)
             place = replace(place, step=step + 1, position=position)
             if config.evaluate_every and ((step + 1) % config.evaluate_every == 0 or step + 1 == config.steps):
+                source.settle()
                 report, place = _evaluate(job, program, policy, report, place)
             # Before the checkpoint: what a kill leaves of a step that has none is dropped at the resume.
             metrics.write(json.dumps(asdict(report)) + "\n")
@@ -89,15 +93,16 @@ def train(job: TrainingJob) -> TrainingResult:
     return TrainingResult(policy.save(job.folder / "final"), program, place.step)
 
 
-def train_step(job: TrainingJob, sampler: Sampler, policy: Learner, step: int, position: int) -> tuple[StepReport, int]:
+def train_step(job: TrainingJob, source: InTurn, policy: Learner, step: int, position: int) -> tuple[StepReport, int]:
     """One step: sample runs, group their calls, update. Gives its report and the position in the data after it."""
     config, start = job.config, time.perf_counter()
     rate = learning_rate(config, step, config.steps)
     policy.set_rate(rate, config.learning_rate)
-    rollouts = sampler.sample(step, position)
+    rollouts = source.sample(step, position)
     if step == 0:
         _audit(job, rollouts)
     sampled = time.perf_counter()
+    source.go_on(step)
     keep(job.folder / "rollouts.jsonl", step + 1, rollouts, config, (list(policy.names), _rewards(job)))
     calls = training_calls(rollouts.groups, config, module_terms(job.program.spec, policy.names))
     result = policy.update(calls, config, seed_of(job.seed, "update", step))
@@ -108,6 +113,7 @@ def train_step(job: TrainingJob, sampler: Sampler, policy: Learner, step: int, p
         resampled=rollouts.resampled,
         tokens_plain=sum(len(c.sampled.needed) for c in calls),
         epochs=config.inner_epochs,
+        staleness=source.age(step),
         seconds_rollout=sampled - start,
         seconds_update=time.perf_counter() - sampled,
         usage=usage_by_module(rollouts.runs),

@@ -153,11 +153,14 @@ class MmGrpo(Tuning):
     clip: Clip = Clip()
     """Bounds of the policy's change within a step; acts with `inner_epochs` above 1."""
     importance: Importance = Importance()
-    """Correction for what another engine, model or program sampled; acts with `teachers` or in half precision."""
+    """Correction for what another engine, model or program sampled; acts with `teachers`, a `sampler` or in half precision."""
     kl: float = Field(0.0, ge=0)
     """Weight of the KL penalty to the model without adapter."""
     resample: int = Field(0, ge=0)
     """How many times a step may take new examples in the place of those whose runs all score the same."""
+    staleness: int = Field(0, ge=0, le=8)
+    """By how many steps the weights that sample may be older than those in training. 0: a step samples, then trains. Above, the
+    model's `sampler` draws the runs of so many steps to come while this one trains; `importance` corrects for their age."""
     failure_reward: float = 0.0
     """Reward of an interrupted run's earlier calls."""
     format_reward: float = 0.0
@@ -174,6 +177,8 @@ class MmGrpo(Tuning):
     def _every_key_acts(self) -> Self:
         if self.patience and not self.evaluate_every:
             raise ValueError("`patience` does nothing without `evaluate_every`")
+        if self.staleness >= self.steps:
+            raise ValueError("`staleness` must be less than `steps`: there are no further steps to sample for")
         if self.grouping.select is not None and self.grouping.select >= self.rollouts + sum(
             t.rollouts for t in self.teachers
         ):

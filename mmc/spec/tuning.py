@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mmc.spec.metrics import judges_of
-from mmc.spec.model import LocalModel, RemoteModel, Spec, Training, Tuning
+from mmc.spec.model import LocalModel, MmGrpo, RemoteModel, Spec, Training, Tuning
 
 SHARED = "shared"
 """Name of the adapter that all trained modules share."""
@@ -39,7 +39,8 @@ def tuning_problems(spec: Spec, config: Tuning) -> list[str]:
     models = sorted({spec.modules[module].model for module in trained})
     if len(models) > 1:
         return [f"the trained modules use different models ({', '.join(models)}); train one model at a time"]
-    return [*_groups(trained, config), *_rates(spec, config), *_drawn(spec, models[0], config)]
+    drawn = [*_drawn(spec, models[0], config), *_drawn_ahead(spec, models[0], config)]
+    return [*_groups(trained, config), *_rates(spec, config), *drawn]
 
 
 def _remote(spec: Spec, module: str) -> bool:
@@ -54,6 +55,24 @@ def _drawn(spec: Spec, name: str, config: Tuning) -> list[str]:
     what = "`full: true`" if config.full else "`dora: true`"
     return [
         f"the model {name!r} has a `sampler`, and vLLM serves plain LoRA adapters alone; leave out {what} or the sampler"
+    ]
+
+
+def _drawn_ahead(spec: Spec, name: str, config: Tuning) -> list[str]:
+    """What cannot be sampled while the model ``name`` is being trained."""
+    if not isinstance(config, MmGrpo) or not config.staleness:
+        return []
+    model = spec.models.get(name)
+    if not isinstance(model, LocalModel) or model.sampler is None:
+        return [
+            "`staleness` needs servers that sample while this process trains; "
+            f"give the model {name!r} a `sampler`, or leave `staleness` out"
+        ]
+    here = [module for module, one in spec.modules.items() if one.model == name and one.constrain]
+    return [
+        f"the module {m!r} has `constrain: true`, which is drawn in this process, by weights that are in training meanwhile; "
+        "leave out `constrain` or `staleness`"
+        for m in here
     ]
 
 

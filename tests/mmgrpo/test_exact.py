@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
+from mmc.mmgrpo.ahead import InTurn
 from mmc.mmgrpo.group import Group
 from mmc.mmgrpo.report import StepReport
 from mmc.mmgrpo.train import TrainingJob, make_sampler, train_step
@@ -251,5 +252,5 @@ def one_step(one: Lab, config: MmGrpo, folder: Path) -> tuple[StepReport, list[T
         runs[:] = found
         return sampler.group(found)
 
-    report, _ = train_step(job, replace(sampler, group=group), one.policy, 1, 0)
+    report, _ = train_step(job, InTurn(replace(sampler, group=group)), one.policy, 1, 0)
     return report, runs

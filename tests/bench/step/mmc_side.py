@@ -22,6 +22,7 @@ import work
 
 from mmc.data import Example
 from mmc.engine import open_engines
+from mmc.mmgrpo.ahead import InTurn
 from mmc.mmgrpo.group import Group
 from mmc.mmgrpo.policy import bounded, make_policy
 from mmc.mmgrpo.train import TrainingJob, make_sampler, train_step
@@ -74,7 +75,7 @@ def main(folder: str, kind: str, examples: int, rollouts: int, new_tokens: int, 
     position = 0
     for step in range(steps):
         start = time.perf_counter()
-        report, position = train_step(job, sampler, policy, step, position)
+        report, position = train_step(job, InTurn(sampler), policy, step, position)
         seconds = time.perf_counter() - start
         found["steps"].append(
             {"seconds": seconds, "sampling": report.seconds_rollout, "tokens": report.sampled}
