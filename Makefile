@@ -88,6 +88,7 @@ bench: setup peers $(VLLM)/.ready $(DSPY)/.ready ## the trie against padded batc
 	$(BIN)/python tests/bench/serve.py
 	$(BIN)/python tests/bench/runner.py
 	$(BIN)/python tests/bench/cluster.py
+	$(BIN)/python tests/bench/ahead.py
 
 results: setup ## learning on public data over three seeds, and the tree against the paper; hours, resumable
 	$(BIN)/python tests/bench/results.py

@@ -93,3 +93,24 @@ def test_helpdesk_is_trained_on_what_vllm_draws(theirs: VllmEngine, tmp_path: Pa
     steps = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert len(steps) == 3 and all(0 < step["reward"] < 1 and step["grad_norm"] > 0 for step in steps)
     assert all(step["drift"] < 0.05 for step in steps), "what vLLM says of its draws is what training finds"
+
+
+def test_helpdesk_is_trained_on_what_vllm_draws_ahead(theirs: VllmEngine, ours: Any, tmp_path: Path) -> None:
+    """The queries are drawn by vLLM while this process trains; articles are picked here, by the plain model."""
+    text = (REPO / "specs/helpdesk.yaml").read_text().replace("../", f"{REPO}/")
+    text = text.replace("  pick_article:\n    model: policy\n", "  pick_article:\n    model: plain\n    train: false\n")
+    started = f"{{type: vllm, start: {PYTHON}}}"
+    text = text.replace(
+        "\ntools:", f"\n    sampler: {started}\n  plain:\n    type: local\n    source: {REAL_SOURCE}\n\ntools:", 1
+    )
+    (tmp_path / "spec.yaml").write_text(text)
+    program = Program.build(load(tmp_path / "spec.yaml"))
+    config = MmGrpo(steps=4, examples=8, rollouts=4, learning_rate=3e-3, lora=Lora(rank=8, alpha=16), staleness=1)
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    engines = {"policy": theirs, "plain": ours}
+    train(TrainingJob(program, engines, load_split(program.loaded, "train"), [], config, 0, folder))
+    steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [step["staleness"] for step in steps] == [0, 1, 1, 1]
+    assert sum(step["grad_norm"] > 0 for step in steps) >= 2
+    assert steps[0]["drift"] < 1e-3 < 0.1 < max(step["drift"] for step in steps), "their age is seen"
