@@ -24,6 +24,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "search": ("optuna", "gepa"),
     "http": ("httpx", "tenacity"),
     "mcp": ("mcp",),
+    "sandbox": ("pydantic-monty",),
     "serve": ("fastapi", "prometheus_client", "uvicorn"),
     "cluster": ("ray",),
     "data": ("datasets",),

@@ -17,7 +17,7 @@ from mmc.spec.lm import LiteLlmModel, LocalModel, Model, OpenAiModel, Price, Rem
 from mmc.spec.metrics import Metric, WeightedPart
 from mmc.spec.optimizers import Clip, Distill, Grouping, Lora, MmGrpo, Teacher, Tuning
 from mmc.spec.searches import BootstrapSearch, GepaSearch, HalvingSearch, MiproSearch, PromptSearch
-from mmc.spec.tools import Bm25Tool, HttpTool, McpTool, PythonTool, Record, Tool
+from mmc.spec.tools import Bm25Tool, HttpTool, McpTool, PythonTool, Record, SandboxTool, Tool
 
 Expression = str
 """A Jinja expression in double braces, such as ``{{ hits | length }}``, or plain text that may contain some."""
@@ -240,7 +240,7 @@ class Origin(Keys):
 __all__ = [
     "Bm25Tool", "BootstrapSearch", "Clip", "Cluster", "Data", "DataSource", "Distill", "GepaSearch", "Grouping",
     "HalvingSearch", "HttpTool", "Keys", "LiteLlmModel", "LocalModel", "Lora", "McpTool", "MiproSearch", "MmGrpo",
-    "OpenAiModel", "Price", "PythonTool", "Record", "RemoteModel", "Teacher", "Tuning", "VllmSampler",
+    "OpenAiModel", "Price", "PythonTool", "Record", "RemoteModel", "SandboxTool", "Teacher", "Tuning", "VllmSampler",
 ]  # fmt: skip
 """Defined beside this file, and part of what a spec is made of."""
 

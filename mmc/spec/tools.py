@@ -11,6 +11,8 @@ from mmc.spec.keys import Keys
 
 PLACE = re.compile(r"(?<!\$)\{([A-Za-z_]\w*)\}")
 """An argument's place in the URL of an HTTP tool."""
+CODE = "code"
+"""The argument of a sandbox that holds the program."""
 
 
 class Record(Keys):
@@ -117,4 +119,22 @@ class McpTool(_Recorded):
         return self
 
 
-Tool = Annotated[Bm25Tool | PythonTool | HttpTool | McpTool, Field(discriminator="type")]
+class SandboxTool(_Recorded):
+    """Runs Python that a module wrote, apart from this machine: without files, network, environment or packages. Arguments:
+    `code`, and variables that it finds by their names. Result: `value`, that of its last expression; `printed`; and `error`,
+    what ended it, or null. Code that fails is an answer, not a failing tool.
+    """
+
+    type: Literal["sandbox"]
+    timeout: float = Field(5.0, gt=0)
+    """Seconds that the code may compute."""
+    memory: int = Field(64, gt=0)
+    """Megabytes that it may hold."""
+    max_output: int = Field(10_000, gt=0)
+    """Characters of what it prints that are kept; the rest is dropped."""
+    # How many run at a time changes no answer, so no result of a compile depends on it.
+    concurrency: int = Field(4, gt=0, exclude=True)
+    """Most programs at a time, each in a process of its own."""
+
+
+Tool = Annotated[Bm25Tool | PythonTool | HttpTool | McpTool | SandboxTool, Field(discriminator="type")]

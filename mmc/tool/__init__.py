@@ -16,12 +16,14 @@ from mmc.tool.http import open_http
 from mmc.tool.mcp import open_mcp
 from mmc.tool.python import open_python
 from mmc.tool.record import Recorded, open_cassette
+from mmc.tool.sandbox import open_sandbox
 
 TOOLS: Mapping[str, Callable[[LoadedSpec, str, Any, bool], Tool]] = {
     "bm25": open_bm25,
     "python": open_python,
     "http": open_http,
     "mcp": open_mcp,
+    "sandbox": open_sandbox,
 }
 """The spec's ``type`` of a tool -> a function of (spec, name, its block, trust) that opens it."""
 

@@ -13,7 +13,7 @@ from mmc.program.steps import called, returns, walk
 from mmc.spec import model
 from mmc.spec.marks import KeyPath
 from mmc.spec.metrics import judges_of
-from mmc.spec.tools import PLACE
+from mmc.spec.tools import CODE, PLACE
 from mmc.spec.types import closest, coerce, did_you_mean, parse_type
 
 QUERY = "query"
@@ -123,6 +123,8 @@ class _Steps:
                 self.findings.error((*path, "with", name), message, "it takes `query` alone", at_key=True)
             if QUERY not in step.with_:
                 self.findings.error((*path, "tool"), "a search needs a `query`", 'add with: {query: "{{ ... }}"}')
+        if isinstance(tool, model.SandboxTool) and CODE not in step.with_:
+            self.findings.error((*path, "tool"), "a sandbox needs `code` to run", 'add with: {code: "{{ ... }}"}')
         return {result}
 
     def _call(self, path: KeyPath, step: model.CallStep, known: set[str]) -> set[str]:
