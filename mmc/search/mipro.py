@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from mmc.engine.base import seed_of
@@ -21,7 +22,7 @@ from mmc.search.demos import Found, find_demos
 from mmc.search.journal import Journal, identity_of
 from mmc.search.ledger import Ledger
 from mmc.search.propose import Place, Proposer, Task, places
-from mmc.search.space import Candidate, Pick, Refusal, Space, make_space
+from mmc.search.space import Candidate, Refusal, Space, make_space
 from mmc.search.trials import Entrant, Trials
 from mmc.spec.searches import MiproSearch
 
@@ -119,7 +120,7 @@ class _Hunt:
     def _try(self, study: Study, number: int) -> bool:
         """One draw on one minibatch; False when the budget is spent."""
         draw = study.ask()
-        candidate = self._suggested(draw)
+        candidate = self.space.candidate(partial(_suggested, draw))
         if candidate == self.space.start:
             study.tell(draw, 0.0)
             return True
@@ -145,19 +146,9 @@ class _Hunt:
         waiting = [entrant for entrant in self.entrants.values() if entrant.number not in done]
         return max(waiting, key=lambda e: (self.trials.gain(self.start, e, list(e.scores)), -e.number), default=None)
 
-    def _suggested(self, draw: Draw) -> Candidate:
-        picks = []
-        for module, variants in self.space.variants.items():
-            number = int(draw.suggest_categorical(f"{module}", list(range(len(variants)))))
-            slots = variants[number].slots.items()
-            options = tuple(
-                (slot, int(draw.suggest_categorical(f"{module}.{number}.{slot}", list(range(len(options))))))
-                for slot, options in slots
-            )
-            picks.append(Pick(module, number, options))
-        for key, values in self.space.knobs.items():
-            picks.append(Pick(key, int(draw.suggest_categorical(key, list(range(len(values)))))))
-        return tuple(picks)
+
+def _suggested(draw: Draw, count: int, *place: str | int) -> int:
+    return int(draw.suggest_categorical(".".join(map(str, place)), list(range(count))))
 
 
 def _study(seed: int) -> Study:

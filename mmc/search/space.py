@@ -56,15 +56,23 @@ class Variant:
 
 @dataclass(frozen=True)
 class Pick:
-    """The choice for one module: a variant, and for each of its slots an option. Of a knob: its key, and which of its values."""
+    """The choice for one module: a variant, and for each of its slots an option."""
 
     module: str
     variant: int
     options: tuple[tuple[str, int], ...] = ()
 
 
-Candidate = tuple[Pick, ...]
-"""One pick a module, then one a knob; hashable, so that no combination is tried twice."""
+Turns = tuple[tuple[str, int], ...]
+"""Key of the spec -> which of its values, for every knob."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A pick for every module, and where every knob is turned to; hashable, so that no combination is tried twice."""
+
+    picks: tuple[Pick, ...]
+    turns: Turns = ()
 
 
 class _Part(NamedTuple):
@@ -91,7 +99,7 @@ class Space:
     samples: Mapping[str, Mapping[str, Any]]
     knobs: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     """Key of the spec -> its values; the first is what stands there."""
-    _turned: dict[tuple[Pick, ...], Program | str] = field(default_factory=dict, repr=False, compare=False)
+    _turned: dict[Turns, Program | str] = field(default_factory=dict, repr=False, compare=False)
     """Programs by the knobs of a candidate, or why there is none: a tool is opened once for each of its settings."""
 
     @property
@@ -103,7 +111,7 @@ class Space:
     @property
     def start(self) -> Candidate:
         """The candidate that changes nothing."""
-        return self._candidate(lambda count, *place: 0)
+        return self.candidate(lambda count, *place: 0)
 
     def draw(self, seed: int) -> Iterator[Candidate]:
         """All candidates but the start, in an order given by ``seed``.
@@ -112,7 +120,7 @@ class Space:
         """
         seen, counts = {self.start}, Counter(self._parts(self.start))
         while True:
-            offers = [self._candidate(partial(_at_random, seed, len(seen), i)) for i in range(OFFERS)]
+            offers = [self.candidate(partial(_at_random, seed, len(seen), i)) for i in range(OFFERS)]
             fresh = [candidate for candidate in offers if candidate not in seen]
             if not fresh:
                 break
@@ -123,51 +131,53 @@ class Space:
         yield from (candidate for candidate in self._all() if candidate not in seen)
 
     def _parts(self, candidate: Candidate) -> Iterator[_Part]:
-        for pick in candidate:
-            if pick.module in self.knobs:
-                yield _Part((pick.module, pick.variant), len(self.knobs[pick.module]))
-                continue
+        for pick in candidate.picks:
             variants = self.variants[pick.module]
             yield _Part((pick.module, pick.variant), len(variants))
             for slot, i in pick.options:
                 yield _Part((pick.module, pick.variant, slot, i), len(variants[pick.variant].slots[slot]))
+        for key, i in candidate.turns:
+            yield _Part((key, i), len(self.knobs[key]))
 
-    def _candidate(self, choose: Callable[..., int]) -> Candidate:
+    def candidate(self, choose: Callable[..., int]) -> Candidate:
+        """The one that ``choose`` makes, a function of the number of options and of the place: a module, then its variant
+        and a slot; or a knob's key.
+        """
         picks = []
         for module, variants in self.variants.items():
             number = choose(len(variants), module)
             slots = variants[number].slots.items()
             options = tuple((slot, choose(len(options), module, number, slot)) for slot, options in slots)
             picks.append(Pick(module, number, options))
-        return (*picks, *(Pick(key, choose(len(values), key)) for key, values in self.knobs.items()))
+        return Candidate(tuple(picks), tuple((key, choose(len(values), key)) for key, values in self.knobs.items()))
 
     def _all(self) -> Iterator[Candidate]:
-        modules = (list(_picks(module, variants)) for module, variants in self.variants.items())
-        knobs = ([Pick(key, i) for i in range(len(values))] for key, values in self.knobs.items())
-        return itertools.product(*modules, *knobs)
+        modules = [list(_picks(module, variants)) for module, variants in self.variants.items()]
+        knobs = [[(key, i) for i in range(len(values))] for key, values in self.knobs.items()]
+        for picks in itertools.product(*modules):
+            for turns in itertools.product(*knobs):
+                yield Candidate(picks, turns)
 
     def describe(self, candidate: Candidate) -> str:
         """The candidate in words: what differs from the start."""
         words = []
-        for pick in candidate:
-            if pick.module in self.knobs:
-                words += [f"{pick.module} {self.knobs[pick.module][pick.variant]}"] if pick.variant else []
-                continue
+        for pick in candidate.picks:
             variant = self.variants[pick.module][pick.variant]
             changes = [variant.slots[slot][i].what for slot, i in pick.options if i]
             if pick.variant:
                 changes.insert(0, f"template {variant.template.name}")
             if changes:
                 words.append(f"{pick.module}: {', '.join(changes)}")
+        words += [f"{key} {self.knobs[key][i]}" for key, i in candidate.turns if i]
         return "; ".join(words) or "the start"
 
     def build(self, candidate: Candidate) -> Program | Refusal:
         """The candidate's program."""
-        program = self._with_knobs(tuple(pick for pick in candidate if pick.module in self.knobs))
+        program = self._with_knobs(candidate.turns)
         if isinstance(program, str):
             return Refusal(self.describe(candidate), program)
         templates = {}
-        for pick in (pick for pick in candidate if pick.module not in self.knobs):
+        for pick in candidate.picks:
             variant = self.variants[pick.module][pick.variant]
             chosen = {slot: variant.slots[slot][i] for slot, i in pick.options if i}
             made = filled(program, pick.module, variant.template, chosen, self.samples.get(pick.module))
@@ -176,15 +186,14 @@ class Space:
             templates[pick.module] = made
         return program.with_templates(templates)
 
-    def _with_knobs(self, picks: tuple[Pick, ...]) -> Program | str:
+    def _with_knobs(self, turns: Turns) -> Program | str:
         """The start with other values at the knobs that differ, or why it cannot have them."""
-        if picks not in self._turned:
-            values = {pick.module: self.knobs[pick.module][pick.variant] for pick in picks if pick.variant}
+        if turns not in self._turned:
             try:
-                self._turned[picks] = self.program.with_settings(values)
+                self._turned[turns] = self.program.with_settings({key: self.knobs[key][i] for key, i in turns if i})
             except (MmcError, KeyError) as error:
-                self._turned[picks] = " ".join(str(error).split())
-        return self._turned[picks]
+                self._turned[turns] = " ".join(str(error).split())
+        return self._turned[turns]
 
 
 def _at_random(seed: int, draw: int, offer: int, count: int, *place: str | int) -> int:

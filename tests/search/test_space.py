@@ -50,7 +50,7 @@ def test_few_draws_see_every_option_about_equally_often(bench: Any) -> None:
     for seed in range(10):
         drawn: list[Candidate] = [space.start, *islice(space.draw(seed), 12)]
         for slot, size in sizes.items():
-            counts = Counter(dict(candidate[0].options)[slot] for candidate in drawn)
+            counts = Counter(dict(candidate.picks[0].options)[slot] for candidate in drawn)
             assert len(counts) == size
             assert max(counts.values()) - min(counts.values()) <= 2
 
