@@ -85,6 +85,7 @@ bench: setup peers $(VLLM)/.ready $(DSPY)/.ready ## the trie against padded batc
 	$(BIN)/python tests/bench/growth.py
 	$(BIN)/python tests/bench/classify.py
 	$(BIN)/python tests/bench/grpo_step.py
+	$(BIN)/python tests/bench/bounds.py
 	$(BIN)/python tests/bench/serve.py
 	$(BIN)/python tests/bench/runner.py
 	$(BIN)/python tests/bench/cluster.py
