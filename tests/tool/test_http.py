@@ -145,10 +145,8 @@ def test_what_may_mend_is_asked_again_and_the_rest_is_not(address: str) -> None:
 
 
 def test_a_server_that_misbehaves_ends_in_a_reason(address: str) -> None:
-    start = time.monotonic()
     assert "no answer within 0.2 s, 2 attempts" in failure(f"{address}/hang", timeout=0.2, retries=1)
     assert "no answer within 0.3 s" in failure(f"{address}/drip", timeout=0.3, retries=0)
-    assert time.monotonic() - start < 8
     assert "POST and PATCH are not repeated" in failure(f"{address}/hang", method="POST", timeout=0.2)
     assert "the connection was lost" in failure(f"{address}/cut", retries=1)
     assert "larger than 1000 bytes" in failure(f"{address}/huge", max_bytes=1000)
