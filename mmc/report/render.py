@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ def environment(*packages: str) -> jinja2.Environment:
         "cut": cut,
         "short": short,
         "total": total,
+        "unsure": unsure,
     }
     made.globals |= {"scale_of": scale_of, "totals_of": totals_of, "ENDINGS": ENDINGS}
     return made
@@ -50,6 +52,16 @@ def environment(*packages: str) -> jinja2.Environment:
 def stylesheet() -> str:
     """The stylesheet of report and viewer."""
     return Path(__file__).with_name("style.css").read_text(encoding="utf-8")
+
+
+DOUBT = (0.9, 0.5, 0.1)
+"""Probabilities under which a token is marked, each more strongly than the one before."""
+
+
+def unsure(tokens: Iterable[Mapping[str, Any]]) -> list[tuple[str, float, int]]:
+    """Tokens of a trace with their probabilities, and how strongly each is to be marked: 0 to 3."""
+    pairs = [(str(one["token"]), math.exp(one["logprob"])) for one in tokens]
+    return [(text, chance, sum(chance < bound for bound in DOUBT)) for text, chance in pairs]
 
 
 def score(value: float | None) -> str:

@@ -127,6 +127,17 @@ def test_texts_are_escaped_and_nothing_comes_from_elsewhere(job: ReportJob) -> N
     assert not re.search(r"(?:src|href)=[\"'](?!#)", page) and "url(" not in page and "@import" not in page
 
 
+def test_tokens_are_shown_with_their_probabilities_as_far_as_there_is_room(job: ReportJob) -> None:
+    told = trace(0, 1.0)
+    told["calls"][0]["tokens"] = [{"token": "<b>", "logprob": -0.01}, {"token": " sure", "logprob": -3.0}] * 300
+    page = report_html(replace(job, after=[told]))
+    assert "600 tokens, the least likely sure with probability 0.050" in text_of(page)
+    assert (
+        page.count('<span class="d0" title="0.990">&lt;b&gt;</span><span class="d3" title="0.050"> sure</span>') == 200
+    )
+    assert "200 more. Underlined" in text_of(page)
+
+
 def test_what_is_not_known_is_unknown(job: ReportJob) -> None:
     sums = totals_of(job.manifest["ledger"])
     assert sums == {"all modules": dict.fromkeys(usage(), None)}, "a search of unknown cost makes the sum unknown"

@@ -19,7 +19,12 @@ from ..compile.conftest import write_program
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 QUIET = "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync --no-first-run"
-OVERRIDES = ["compile.weights.steps=3", "compile.weights.grouping.select=3", "compile.gate=true"]
+OVERRIDES = [
+    "compile.weights.steps=3",
+    "compile.weights.grouping.select=3",
+    "compile.gate=true",
+    "modules.query.logprobs=true",
+]
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -48,6 +49,18 @@ def test_every_page_that_a_page_links_to_is_there_and_nothing_is_written(runs: P
     assert len(seen) > 40 and any("/rollouts/2-weights/0" in address for address in seen)
     assert any("/traces/" in address for address in seen)
     assert digest(runs) == before
+
+
+def test_a_trace_tells_how_likely_tokens_were_where_they_were_asked_for(run: Path, runs: Path) -> None:
+    scoring = next((run / "scores").glob("*.jsonl"))
+    row = json.loads(scoring.read_text().splitlines()[0])
+    page = client(runs).get(f"/run/{run.name}/traces/{scoring.stem}/0").text
+    asked, silent = (next(c for c in row["calls"] if c["module"] == name) for name in ("query", "pick"))
+    assert "tokens" not in silent and page.count('class="tokens"') == 1
+    shown = re.findall(r'<span class="d(\d)" title="([\d.]+)">', page)
+    chances = [math.exp(one["logprob"]) for one in asked["tokens"]]
+    assert [float(chance) for _, chance in shown] == pytest.approx(chances, abs=5e-4)
+    assert [int(doubt) for doubt, _ in shown] == [(c < 0.9) + (c < 0.5) + (c < 0.1) for c in chances]
 
 
 def test_a_page_from_elsewhere_is_refused(runs: Path) -> None:
