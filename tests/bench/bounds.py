@@ -122,11 +122,9 @@ def bounds(model: Any, rollouts: Any, packed: int, free: int) -> Json:
     The update computes ``packed`` tokens forward and, for their gradient, backward, and the logits of ``free`` of them.
     """
     dtype = model.dtype
-    layers = [
-        one.weight for one in model.modules() if isinstance(one, torch.nn.Linear) and "lora" not in str(type(one))
-    ]
     head = model.get_output_embeddings().weight
-    body = sum(w.numel() for w in layers if w.shape[0] > RANK and w.shape[1] > RANK and w is not head)
+    linear = (one.weight for one in model.modules() if isinstance(one, torch.nn.Linear))
+    body = sum(w.numel() for w in linear if min(w.shape) > RANK and w is not head)  # without the adapter's own
     prompts = {call.completion.prompt_ids_T for run in rollouts.runs for call in run.calls}
     prefill = len(pack(list(prompts)))
     steps = max(len(call.completion.ids_T) for run in rollouts.runs for call in run.calls)
@@ -135,7 +133,7 @@ def bounds(model: Any, rollouts: Any, packed: int, free: int) -> Json:
     return {
         "peak_gflops": peak / 1e9,
         "memory_gbs": bandwidth / 1e9,
-        "update_products": (4 * packed * body + 6 * free * head.numel()) / peak,
+        "update_products": 4 * (packed * body + free * head.numel()) / peak,
         "prefill_products": 2 * prefill * body / peak,
         "decoding_steps": steps,
         "decoding_weights": steps * size / bandwidth,
