@@ -9,8 +9,8 @@ nothing, one rollout each, at most 200 new tokens; two after each other are a gr
 Every run is a process of its own with all cores; its start and the loading of the model are not timed. The first step of a
 process is the first to touch its memory; TRL makes one only, so ratios to it are of first steps. vLLM samples once without an
 adapter and once with one, as a policy that trains has it; its cache of prefixes is emptied before each step, as after an
-update; ratios to it are of last steps. Between the runs
-the machine's own rate of matrix products is measured, so that a step can be held against what the hardware could do.
+update; ratios to it are of last steps. Between the runs the
+machine's own rate of matrix products is measured, so that a step can be held against what the hardware could do.
 Needs MMC_DATA and, for the peers, what `make bench` installs.
 """
 

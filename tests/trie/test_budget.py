@@ -36,13 +36,18 @@ def test_a_node_takes_the_memory_that_the_process_grows_by(real_model_dir: Path)
 def test_half_the_memory_holds_half_the_tokens(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trie = TrieModel(AutoModelForCausalLM.from_pretrained(tiny_model_dir).eval())
     size = bytes_per_node(trie)
-    assert training_budget(trie, 1 << 50) == budget.MOST_ON_CPU[4]
     monkeypatch.setitem(budget.MOST_ON_CPU, 4, budget.MOST)
     for tokens in (1024, 2048, 8192):
         assert training_budget(trie, int(1.01 * tokens * size / budget.SHARE)) == tokens
         assert training_budget(trie, int(1.9 * tokens * size / budget.SHARE)) == tokens
     assert training_budget(trie, 0) == budget.LEAST
     assert training_budget(trie, 1 << 50) == budget.MOST
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1024), (torch.bfloat16, 2048)])
+def test_a_forest_on_a_cpu_is_bounded_by_its_numbers(tiny_model_dir: Path, dtype: torch.dtype, most: int) -> None:
+    trie = TrieModel(AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=dtype).eval())
+    assert training_budget(trie, 1 << 50) == most
 
 
 @pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 4), (torch.bfloat16, 2)])

@@ -1,6 +1,6 @@
 """vLLM's side of grpo_step.py: the completions of a GRPO step, without server or training; prints one JSON line.
 
-    python vllm_side.py MODEL_DIR WORK EXAMPLES ROLLOUTS NEW_TOKENS DTYPE STEPS [plain|adapter]
+    python vllm_side.py MODEL_DIR WORK EXAMPLES ROLLOUTS NEW_TOKENS DTYPE STEPS [adapter]
 
 The prefix cache is on. Each step has other examples and is sampled twice: with what the steps before left in the cache ("kept"),
 and after it was emptied, as it must be when the weights have changed ("sampling"). ``adapter`` samples with a LoRA adapter of
