@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mmc.trie.cache import Segment, TrieCache
-from mmc.trie.draw import Distributions, Pick
+from mmc.trie.draw import Pick, draw
 from mmc.trie.fixed import MemoryPool, fixed_logits
 from mmc.trie.model import TrieModel
 from mmc.trie.pack import common_prefix, sort_order
@@ -52,6 +52,8 @@ class Stream:
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     allowed: list[NDArray[np.int32] | None] = field(default_factory=list)
+    next: NDArray[np.int32] | None = None
+    """Ids that may come next, once forced tokens are taken; None: all."""
     finish: str | None = None
     segment: Segment | None = None
     fed: int = 0
@@ -69,27 +71,28 @@ class Stream:
         elif self.matcher is not None:
             self.matcher.advance(token)
 
-    def take_from(
-        self, distributions: Distributions, row: int, allowed: NDArray[np.int32] | None, stops: frozenset[int]
-    ) -> NDArray[np.int32] | None:
-        """Draws the next token among ``allowed``, then takes what is forced after it; gives what is allowed then."""
-        token, logprob = distributions.pick(self.pick(row, allowed))
-        self.take(token, logprob, allowed, stops)
-        return self.take_forced(stops)
-
-    def pick(self, row: int, allowed: NDArray[np.int32] | None) -> Pick:
+    def pick(self, row: int) -> Pick:
         """How the next token is drawn, from which row of the logits."""
         uniform = self.draw(len(self.ids)) if self.temperature else None
-        return Pick(row, self.temperature or 1.0, uniform, allowed)
+        return Pick(row, self.temperature or 1.0, uniform, self.next)
 
-    def take_forced(self, stops: frozenset[int]) -> NDArray[np.int32] | None:
-        """Appends tokens while exactly one is allowed; gives what is allowed after them."""
+    def take_forced(self, stops: frozenset[int]) -> None:
+        """Appends tokens while exactly one is allowed, and notes what is allowed after them."""
+        self.next = None
         while self.finish is None and self.matcher is not None:
             allowed = self.matcher.allowed()
             if allowed is None or len(allowed) != 1:
-                return allowed
+                self.next = allowed
+                return
             self.take(int(allowed[0]), 0.0, allowed, stops)
-        return None
+
+
+def take_drawn(logits_UV: Tensor, rows: Sequence[tuple[Stream, int]], stops: frozenset[int]) -> None:
+    """Draws the next token of streams, each from its row of the logits (U, vocabulary), and takes what is forced after it."""
+    picks = [stream.pick(row) for stream, row in rows]
+    for (stream, _), pick, drawn in zip(rows, picks, draw(logits_UV, picks), strict=True):
+        stream.take(*drawn, pick.allowed, stops)
+        stream.take_forced(stops)
 
 
 class Decoder:
@@ -112,7 +115,6 @@ class Decoder:
         self._keep = keep
         self._kept: deque[Segment] = deque()
         """Ends of prompts, the oldest first."""
-        self._next: dict[Stream, NDArray[np.int32] | None] = {}
         self.forwarded = 0
         """Tokens fed so far."""
 
@@ -188,12 +190,8 @@ class Decoder:
             del self._waiting[0]
             reserved += cost
             previous = stream.prompt_ids
-            self._next[stream] = stream.take_forced(self._stops)
-            if stream.finish is None:
-                admitted.append(stream)
-            else:
-                del self._next[stream]
-                done.append(stream)
+            stream.take_forced(self._stops)
+            (admitted if stream.finish is None else done).append(stream)
         order = sort_order([s.prompt_ids for s in admitted])
         return [admitted[i] for i in order], done
 
@@ -211,7 +209,7 @@ class Decoder:
         return lambda rows: self._model.logits(hidden_NH[torch.from_numpy(rows).to(hidden_NH.device)])
 
     def _draw(self, logits: Callable[[NDArray[np.int64]], Tensor], row_of: dict[Segment, int]) -> None:
-        """Draws the next token of every live stream, then what the constraint forces after it."""
+        """The next token of every live stream, and what is forced after it."""
         rows = [row_of[s.segment] for s in self._live if s.segment is not None]
         unique, inverse = np.unique(rows, return_inverse=True)
         for start in range(0, len(unique), _SAMPLE_ROWS):
@@ -221,13 +219,7 @@ class Decoder:
                 for stream, row in zip(self._live, (inverse - start).tolist(), strict=True)
                 if 0 <= row < len(chunk)
             ]
-            picks = [stream.pick(row, self._next[stream]) for stream, row in here]
-            for (stream, _), pick, drawn in zip(here, picks, Distributions(logits(chunk)).pick_all(picks), strict=True):
-                stream.take(*drawn, pick.allowed, self._stops)
-                self._next[stream] = stream.take_forced(self._stops)
-        for stream in self._live:
-            if stream.finish is not None:
-                self._next.pop(stream, None)
+            take_drawn(logits(chunk), here, self._stops)
 
 
 def _give_back(pool: MemoryPool, cache: TrieCache) -> None:

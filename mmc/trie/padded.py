@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mmc.trie.decode import Stream
-from mmc.trie.draw import Distributions
+from mmc.trie.decode import Stream, take_drawn
 from mmc.trie.model import CausalModel, TrieModel
 from mmc.trie.pack import Ints
 
@@ -123,7 +122,6 @@ class PaddedDecoder:
         self._waiting: list[Stream] = []
         self._rows: list[Stream] = []
         self._batch: _Batch | None = None
-        self._next: dict[Stream, Any] = {}
 
     def add(self, streams: Sequence[Stream]) -> None:
         """Queues streams; they are admitted in this order."""
@@ -146,15 +144,11 @@ class PaddedDecoder:
         else:
             finished = []
             logits_SV = self._batch.feed([self._feed(stream) for stream in self._rows])
-        distributions = Distributions(logits_SV.float().cpu())
-        for row, stream in enumerate(self._rows):
-            if stream.finish is None and stream.fed == len(stream.ids):
-                self._next[stream] = stream.take_from(distributions, row, self._next[stream], self._stops)
-                if stream.finish is not None:
-                    finished.append(stream)
+        waiting = [(s, row) for row, s in enumerate(self._rows) if s.finish is None and s.fed == len(s.ids)]
+        take_drawn(logits_SV.float(), waiting, self._stops)
+        finished += [stream for stream, _ in waiting if stream.finish is not None]
         if all(stream.finish is not None for stream in self._rows):
             self._rows, self._batch = [], None
-            self._next.clear()
         return finished
 
     def _feed(self, stream: Stream) -> int:
@@ -174,11 +168,10 @@ class PaddedDecoder:
             if self._rows and (len(self._rows) + 1) * width > self._budget:
                 break
             del self._waiting[0]
-            allowed = stream.take_forced(self._stops)
+            stream.take_forced(self._stops)
             if stream.finish is None:
                 longest = width
                 self._rows.append(stream)
-                self._next[stream] = allowed
             else:
                 done.append(stream)
         return done
