@@ -16,7 +16,8 @@ Everything else that escapes is a bug: the command line writes a crash log and e
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -134,3 +135,18 @@ class ToolError(RunFailure):
 
 class ProgramLimit(RunFailure):
     """The program ran into a limit of its own: too many calls or loop turns."""
+
+
+@contextmanager
+def needing(extra: str, what: str) -> Iterator[None]:
+    """Around the imports of packages that ``what`` needs and the ``extra`` brings.
+
+    Raises EnvironmentProblem that says how to install what is missing, or why what is there cannot be imported.
+    """
+    try:
+        yield
+    except ImportError as error:
+        package = (error.name or "").partition(".")[0] or "a package"
+        if isinstance(error, ModuleNotFoundError):
+            raise EnvironmentProblem(f"{what} needs {package}: pip install 'mmc[{extra}]'") from error
+        raise EnvironmentProblem(f"{what} needs {package}, which is installed but fails to import: {error}") from error

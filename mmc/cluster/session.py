@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from mmc.engine.base import Engine
-from mmc.errors import EnvironmentProblem, UsageError
+from mmc.errors import EnvironmentProblem, UsageError, needing
 from mmc.spec.cluster import Cluster as Config
 from mmc.spec.load import LoadedSpec
 from mmc.spec.model import LocalModel
@@ -38,10 +38,8 @@ class Cluster:
         # Before Ray is imported, which reads it then.
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        try:
+        with needing("cluster", "--cluster"):
             import ray
-        except ImportError as error:
-            raise EnvironmentProblem(f"--cluster needs {error.name}: pip install 'mmc[cluster]'") from error
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
         if self.address == LOCAL:
             cores = max(os.cpu_count() or 1, (self.config.workers or 1) * self.config.cpus)

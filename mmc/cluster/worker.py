@@ -22,7 +22,7 @@ import mmc
 from mmc.cluster.orders import About, Files, LearnerState, Place, Pushed, RunOrder, Setup, Updated, UpdateOrder
 from mmc.engine import open_engines
 from mmc.engine.base import Message, distinct, seed_of
-from mmc.errors import EnvironmentProblem
+from mmc.errors import EnvironmentProblem, needing
 from mmc.program.graph import Program
 from mmc.program.run import run_all
 from mmc.program.trajectory import Trajectory
@@ -73,10 +73,8 @@ class Worker:
         """Lets torch compute with the cores of this worker; how many threads that is."""
         if not any(model.type == "local" for model in loaded.spec.models.values()):
             return 1
-        try:
+        with needing("local", "a local model"):
             import torch
-        except ImportError as error:
-            raise EnvironmentProblem(f"a local model needs {error.name}: pip install 'mmc[local]'") from error
         torch.set_num_threads(self._cpus)
         return torch.get_num_threads()
 

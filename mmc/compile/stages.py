@@ -9,7 +9,7 @@ from typing import Any
 
 from mmc.compile.record import append_line, read_json, write_json
 from mmc.compile.state import Context, State
-from mmc.errors import EnvironmentProblem
+from mmc.errors import needing
 from mmc.program.graph import Program
 from mmc.program.usage import plain_usage
 from mmc.prompt import Template
@@ -85,11 +85,9 @@ def _trial(trial: Trial) -> dict[str, Any]:
 
 def weights(context: Context, state: State, folder: Path) -> tuple[State, str]:
     """mmGRPO: trains adapters."""
-    try:
+    with needing("local", "training"):
         from mmc.mmgrpo.report import StepReport
         from mmc.mmgrpo.train import TrainingJob, train
-    except ImportError as error:
-        raise EnvironmentProblem(f"training needs {error.name}: pip install 'mmc[local]'") from error
     found = read_json(folder / "result.json")
     if found is None:
         context.progress.begin("mmGRPO", state.program.spec.compile.weights.steps)
@@ -121,11 +119,9 @@ def weights(context: Context, state: State, folder: Path) -> tuple[State, str]:
 
 def distill(context: Context, state: State, folder: Path) -> tuple[State, str]:
     """Supervised training on passing runs."""
-    try:
+    with needing("local", "training"):
         from mmc.mmgrpo.distill import DistillJob, DistillReport
         from mmc.mmgrpo.distill import distill as run
-    except ImportError as error:
-        raise EnvironmentProblem(f"training needs {error.name}: pip install 'mmc[local]'") from error
     found = read_json(folder / "result.json")
     if found is None:
         context.progress.begin("distill", 1)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mmc.build import StageScore, Work
-from mmc.errors import EnvironmentProblem
+from mmc.errors import needing
 from mmc.program.graph import Program
 from mmc.program.usage import Usage
 from mmc.track import TRACKERS, Point, Senders, Tracker, Wanted
@@ -105,10 +105,8 @@ def open_tracking(
 
 
 def _tracker(name: str) -> Tracker:
-    try:
+    with needing("track", f"--track {name}"):
         return TRACKERS[name]()
-    except ImportError as error:
-        raise EnvironmentProblem(f"--track {name} needs {error.name}: pip install 'mmc[track]'") from error
 
 
 def numbers(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from mmc.errors import EnvironmentProblem
+from mmc.errors import EnvironmentProblem, needing
 
 LOCAL = (".", "/", "~", "${")
 """How the name of a folder begins; others are of the hub."""
@@ -45,10 +45,8 @@ def load_hub(name: str, config: str | None, split: str, revision: str | None) ->
 
     Raises NotThere, and EnvironmentProblem when the library is missing or the hub cannot be reached.
     """
-    try:
+    with needing("data", "`dataset`"):
         import datasets
-    except ImportError as error:
-        raise EnvironmentProblem(f"`dataset` needs {error.name}: pip install 'mmc[data]'") from error
     if name.startswith(LOCAL) and not Path(name).is_dir():
         raise NotThere("dataset", "there is no such folder")
     try:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmc.engine.base import Engine
-from mmc.errors import EnvironmentProblem
+from mmc.errors import needing
 
 if TYPE_CHECKING:
     from mmc.spec.load import LoadedSpec
@@ -20,10 +20,8 @@ Opener = Callable[[Any, Callable[[str], Path], Mapping[str, Path]], Engine]
 
 
 def _local(config: Any, resolve: Callable[[str], Path], adapters: Mapping[str, Path]) -> Engine:
-    try:
+    with needing("local", "a local model"):
         from mmc.engine.local import open_local
-    except ImportError as error:
-        raise EnvironmentProblem(f"a local model needs {error.name}: pip install 'mmc[local]'") from error
     return open_local(config, resolve, adapters)
 
 

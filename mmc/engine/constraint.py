@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmc.engine.base import Choice, Constraint, JsonSchema, Regex
-from mmc.errors import EnvironmentProblem, RunFailure
+from mmc.errors import RunFailure, needing
 
 
 @dataclass(eq=False)
@@ -99,9 +99,7 @@ class Constraints:
 
     def _llguidance(self) -> Any:
         if self._guidance is None:
-            try:
+            with needing("local", "constrained decoding"):
                 import llguidance.hf
-            except ImportError as error:
-                raise EnvironmentProblem("constrained decoding needs llguidance: pip install 'mmc[local]'") from error
             self._guidance = llguidance.hf.from_tokenizer(self._tokenizer, self._vocabulary)
         return self._guidance

@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from mmc.engine.remote import Unusable, one_line, seconds_of
-from mmc.errors import EnvironmentProblem
+from mmc.errors import needing
 
 if TYPE_CHECKING:
     from aiohttp import ClientSession
@@ -28,11 +28,9 @@ class Http:
     """Posts to addresses below ``base``. Raises EnvironmentProblem when the extra is missing."""
 
     def __init__(self, base: str, key: str | None, timeout: float) -> None:
-        try:
+        with needing("remote", "a remote model"):
             import aiohttp
             import tenacity  # noqa: F401
-        except ImportError as error:
-            raise EnvironmentProblem(f"a remote model needs {error.name}: pip install 'mmc[remote]'") from error
         self._aiohttp, self._base, self._key, self._timeout = aiohttp, base.rstrip("/"), key, timeout
         self._session: ClientSession | None = None
 

@@ -26,7 +26,7 @@ from mmc.engine.remote import (
     status_mends,
     told_tokens,
 )
-from mmc.errors import EnvironmentProblem, MmcError, UsageError
+from mmc.errors import EnvironmentProblem, MmcError, UsageError, needing
 from mmc.spec.env import expand
 from mmc.spec.model import LiteLlmModel
 
@@ -101,11 +101,9 @@ class LiteLlmEngine(RemoteEngine):
 def load_litellm() -> Any:
     """LiteLLM, quiet and without downloads of its own. Raises EnvironmentProblem when an extra is missing."""
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
-    try:
+    with needing("remote", "a remote model"):
         import litellm
         import tenacity  # noqa: F401
-    except ImportError as error:
-        raise EnvironmentProblem(f"a remote model needs {error.name}: pip install 'mmc[remote]'") from error
     litellm.suppress_debug_info = True
     litellm.disable_hf_tokenizer_download = True
     litellm.telemetry = False

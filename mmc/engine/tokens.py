@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmc.engine.base import Message
-from mmc.errors import EnvironmentProblem
+from mmc.errors import EnvironmentProblem, needing
 from mmc.spec.load import LoadedSpec
 from mmc.spec.model import LocalModel, OpenAiModel
 
@@ -48,10 +48,8 @@ def open_counter(loaded: LoadedSpec, name: str) -> Counter:
 
 def _tokenizer(config: LocalModel, resolve: Callable[[str], Path]) -> Any:
     """The tokenizer of the first source that is there. Weights are neither loaded nor downloaded nor converted."""
-    try:
+    with needing("local", "a tokenizer"):
         from transformers import AutoTokenizer
-    except ImportError as error:
-        raise EnvironmentProblem(f"a tokenizer needs {error.name}: pip install 'mmc[local]'") from error
     from mmc.engine.weights import quiet_transformers
 
     sources = [config.source] if isinstance(config.source, str) else config.source

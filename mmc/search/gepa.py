@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from mmc.data import Example
-from mmc.errors import EnvironmentProblem, UsageError
+from mmc.errors import UsageError, needing
 from mmc.metric import interval
 from mmc.program.graph import Program
 from mmc.program.run import RunSettings, run_all
@@ -37,11 +37,9 @@ def gepa(job: SearchJob) -> SearchResult:
     """Runs or resumes the search. See :class:`mmc.search.base.Strategy`."""
     config = job.config
     assert isinstance(config, GepaSearch)
-    try:
+    with needing("search", "`algorithm: gepa`"):
         import gepa as library
         from gepa.core.adapter import EvaluationBatch
-    except ImportError as error:
-        raise EnvironmentProblem("`algorithm: gepa` needs gepa: pip install 'mmc[search]'") from error
     journal, ledger = Journal(job.folder / "journal.jsonl", identity_of(job)), Ledger(config.budget)
     trials = Trials(job, journal, ledger)
     start = Entrant(0, "the start", job.program)

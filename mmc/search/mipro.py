@@ -16,7 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from mmc.engine.base import seed_of
-from mmc.errors import EnvironmentProblem
+from mmc.errors import needing
 from mmc.search.base import SearchJob, SearchResult, kept_beginnings
 from mmc.search.demos import Found, find_demos
 from mmc.search.journal import Journal, identity_of
@@ -153,9 +153,7 @@ def _suggested(draw: Draw, count: int, *place: str | int) -> int:
 
 def _study(seed: int) -> Study:
     """A study in memory. Raises EnvironmentProblem without optuna."""
-    try:
+    with needing("search", "`algorithm: mipro`"):
         import optuna
-    except ImportError as error:
-        raise EnvironmentProblem("`algorithm: mipro` needs optuna: pip install 'mmc[search]'") from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed % 2**31))

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from mmc.errors import EnvironmentProblem
+from mmc.errors import EnvironmentProblem, needing
 from mmc.program.graph import Program
 from mmc.serve.options import TOKEN, Options
 
@@ -20,12 +20,10 @@ if TYPE_CHECKING:
 
 def serve(program: Program, options: Options, say: Callable[[str], None]) -> None:
     """Serves until the process is told to stop. Raises EnvironmentProblem when an extra, the port or a model is missing."""
-    try:
+    with needing("serve", "serving"):
         import fastapi  # noqa: F401
         import prometheus_client  # noqa: F401
         import uvicorn  # noqa: F401
-    except ImportError as error:
-        raise EnvironmentProblem(f"serving needs {error.name}: pip install 'mmc[serve]'") from error
     from mmc.serve.worker import Worker
 
     with _listening(options) as listener:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from mmc.engine.background import BackgroundLoop
-from mmc.errors import EnvironmentProblem, InvalidError, ToolError
+from mmc.errors import EnvironmentProblem, InvalidError, ToolError, needing
 from mmc.spec.env import REFERENCE, expand
 from mmc.spec.load import LoadedSpec
 from mmc.spec.tools import PLACE, HttpTool
@@ -51,11 +51,9 @@ class HttpRequest:
     """Implements :class:`mmc.tool.base.Tool`. Raises EnvironmentProblem when an extra or a variable is missing."""
 
     def __init__(self, config: HttpTool) -> None:
-        try:
+        with needing("http", "an http tool"):
             import httpx
             import tenacity  # noqa: F401
-        except ImportError as error:
-            raise EnvironmentProblem(f"an http tool needs {error.name}: pip install 'mmc[http]'") from error
         self._config = config
         self._url = expand(config.url)
         self._headers = {name: expand(value) for name, value in config.headers.items()}

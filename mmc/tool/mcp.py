@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmc.engine.background import BackgroundLoop
-from mmc.errors import EnvironmentProblem, ToolError
+from mmc.errors import ToolError, needing
 from mmc.spec.env import expand
 from mmc.spec.function import code_folder, require_trust
 from mmc.spec.load import LoadedSpec
@@ -28,10 +28,8 @@ class McpCall:
     """Implements :class:`mmc.tool.base.Tool`. Raises EnvironmentProblem when the extra or a variable is missing."""
 
     def __init__(self, config: McpTool, folder: Path) -> None:
-        try:
+        with needing("mcp", "an mcp tool"):
             import mcp  # noqa: F401
-        except ImportError as error:
-            raise EnvironmentProblem(f"an mcp tool needs {error.name}: pip install 'mmc[mcp]'") from error
         self._config, self._folder = config, folder
         self._env = {name: expand(value) for name, value in config.env.items()}
         self._headers = {name: expand(value) for name, value in config.headers.items()}

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from mmc.engine.background import BackgroundLoop
-from mmc.errors import EnvironmentProblem, ToolError
+from mmc.errors import ToolError, needing
 from mmc.spec.load import LoadedSpec
 from mmc.spec.tools import CODE, SandboxTool
 
@@ -33,10 +33,8 @@ class Sandbox:
     """Implements :class:`mmc.tool.base.Tool`. Raises EnvironmentProblem when the extra is missing."""
 
     def __init__(self, config: SandboxTool) -> None:
-        try:
+        with needing("sandbox", "a sandbox tool"):
             import pydantic_monty  # noqa: F401
-        except ImportError as error:
-            raise EnvironmentProblem(f"a sandbox tool needs {error.name}: pip install 'mmc[sandbox]'") from error
         self._config = config
         self._opened: asyncio.Task[AsyncMonty] | None = None
         self._slots = asyncio.Semaphore(config.concurrency)

@@ -6,7 +6,7 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
-from mmc.errors import EnvironmentProblem, UsageError
+from mmc.errors import EnvironmentProblem, UsageError, needing
 
 ADDRESS = "127.0.0.1"
 
@@ -18,12 +18,10 @@ def serve(root: Path, port: int, on_ready: Callable[[str], None]) -> None:
     """
     if not root.is_dir():
         raise UsageError(f"{root}: there is no such folder; it is where a compile keeps its runs (--runs)")
-    try:
+    with needing("serve", "viewing"):
         import uvicorn
 
         from mmc.view.app import make_app
-    except ImportError as error:
-        raise EnvironmentProblem(f"viewing needs {error.name}: pip install 'mmc[serve]'") from error
     with socket.socket() as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
