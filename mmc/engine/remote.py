@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import random
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mmc.engine.answers import Answers
@@ -168,12 +171,16 @@ class RemoteCalls:
         return isinstance(error, TimeoutError | Unusable) or self._api.mends(error)
 
     def _pause(self, state: RetryCallState) -> float:
-        """Seconds before the next attempt: what the API asks for, or longer each time."""
-        from tenacity import wait_exponential
-
         error = state.outcome.exception() if state.outcome is not None else None
-        least = min(self._api.asked_pause(error), LONGEST_PAUSE) if error is not None else 0.0
-        return max(least, wait_exponential(FIRST_PAUSE, LONGEST_PAUSE)(state) * random.uniform(1, 2))
+        asked = self._api.asked_pause(error) if error is not None else 0.0
+        return pause_before(state, asked, FIRST_PAUSE, LONGEST_PAUSE)
+
+
+def pause_before(state: RetryCallState, asked: float, first: float, longest: float) -> float:
+    """Seconds before the next attempt: what the service ``asked`` for, or longer each time; never all clients at once."""
+    from tenacity import wait_exponential
+
+    return max(min(asked, longest), wait_exponential(first, longest)(state) * random.uniform(1, 2))
 
 
 class RemoteEngine:
@@ -226,8 +233,15 @@ def status_mends(status: int) -> bool:
 
 
 def seconds_of(retry_after: str) -> float:
-    """The value of a Retry-After header in seconds; 0 where it is a date or nothing."""
-    return float(retry_after) if retry_after.isdigit() else 0.0
+    """Seconds that a Retry-After header asks for, as a number or until a date (RFC 9110, 10.2.3); 0 where it says neither."""
+    try:
+        found = float(retry_after)
+    except ValueError:
+        try:
+            found = parsedate_to_datetime(retry_after).timestamp() - time.time()
+        except (ValueError, OverflowError):
+            return 0.0
+    return max(0.0, found) if math.isfinite(found) else 0.0
 
 
 def told_tokens(logprobs: object) -> tuple[tuple[str, ...], tuple[float, ...]]:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import random
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from mmc.engine.background import BackgroundLoop
+from mmc.engine.remote import pause_before, seconds_of
 from mmc.errors import EnvironmentProblem, InvalidError, ToolError, needing
 from mmc.spec.env import REFERENCE, expand
 from mmc.spec.load import LoadedSpec
@@ -176,9 +176,8 @@ class HttpRequest:
     def _refuse(self, answer: httpx.Response) -> None:
         status = answer.status_code
         reason = f"status {status} {answer.reason_phrase}".strip()
-        asked = answer.headers.get("retry-after", "")
         if status in (PASSING if self._config.method in REPEATABLE else REFUSED):
-            raise _Again(reason, float(asked) if asked.isdigit() else 0.0)
+            raise _Again(reason, seconds_of(answer.headers.get("retry-after", "")))
         raise ToolError(f"{reason} ({self._config.method} {self._config.url})")
 
     # --- the result ---
@@ -217,12 +216,8 @@ def _text(value: Any) -> str:
 
 
 def _pause(state: RetryCallState) -> float:
-    """Seconds before the next attempt: what the service asks for, or longer each time."""
-    from tenacity import wait_exponential
-
     error = state.outcome.exception() if state.outcome is not None else None
-    asked = min(error.pause, LONGEST_PAUSE) if isinstance(error, _Again) else 0.0
-    return max(asked, wait_exponential(FIRST_PAUSE, LONGEST_PAUSE)(state) * random.uniform(1, 2))
+    return pause_before(state, error.pause if isinstance(error, _Again) else 0.0, FIRST_PAUSE, LONGEST_PAUSE)
 
 
 def open_http(loaded: LoadedSpec, name: str, config: HttpTool, trust: bool) -> HttpRequest:

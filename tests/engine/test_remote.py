@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Iterator
+from email.utils import formatdate
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from mmc.engine.base import Choice, Completion, JsonSchema, Message, Request, Sampling
 from mmc.engine.litellm import LiteLlmEngine
 from mmc.engine.openai import OpenAiEngine
+from mmc.engine.remote import seconds_of
 from mmc.errors import EnvironmentProblem, RunFailure, UsageError
 from mmc.spec.model import LiteLlmModel, OpenAiModel
 
@@ -252,3 +254,16 @@ def test_a_kept_answer_has_its_log_probabilities(
         (-0.5,),
     )
     assert len(api.bodies) == 2, "an answer without them is no answer to a request for them"
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [("7", 7.0), ("0.5", 0.5), ("-3", 0.0), ("", 0.0), ("soon", 0.0), ("nan", 0.0), ("inf", 0.0)],
+)
+def test_retry_after_is_read_as_a_number(header: str, seconds: float) -> None:
+    assert seconds_of(header) == seconds
+
+
+def test_retry_after_is_read_as_a_date() -> None:
+    assert 50 < seconds_of(formatdate(time.time() + 60, usegmt=True)) <= 60
+    assert seconds_of("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
