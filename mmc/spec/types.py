@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -86,10 +87,15 @@ def _boolean(value: Any) -> bool:
 def _number(value: Any, kind: str) -> int | float:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError(f"expected {kind}, got {_short(value)}")
+    text = str(value).strip().replace(",", "")
+    if kind == "int" and text.lstrip("+-").isdecimal():
+        return int(text)  # as a float it would lose its last digits
     try:
-        number = float(str(value).strip().replace(",", ""))
+        number = float(text)
     except ValueError:
-        raise ValueError(f"expected {kind}, got {_short(value)}") from None
+        number = math.nan
+    if not math.isfinite(number):  # JSON has no such numbers
+        raise ValueError(f"expected {kind}, got {_short(value)}")
     if kind == "float":
         return number
     if not number.is_integer():

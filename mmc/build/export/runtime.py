@@ -7,6 +7,7 @@ Knows nothing of mmc. The part under a line ``# --- name ---`` goes into the fil
 import asyncio
 import inspect
 import json
+import math
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from pathlib import Path
@@ -101,10 +102,13 @@ def typed(value: Any, wanted: str) -> Any:
         if str(value).strip().lower() in ("false", "no"):
             return False
     if wanted in ("int", "float") and isinstance(value, int | float | str) and not isinstance(value, bool):
-        number = float(str(value).strip().replace(",", ""))
-        if wanted == "float":
+        text = str(value).strip().replace(",", "")
+        if wanted == "int" and text.lstrip("+-").isdecimal():
+            return int(text)
+        number = float(text)
+        if wanted == "float" and math.isfinite(number):
             return number
-        if number.is_integer():
+        if wanted == "int" and number.is_integer():
             return int(number)
     raise ValueError(f"expected {wanted}, got {value!r}")
 
