@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from mmc.build.machine import machine
 from mmc.build.manifest import Manifest, StageScore, Work, stage_entries, work_entries
 from mmc.build.program import program_text, template_files
 from mmc.data import Example, fingerprint
+from mmc.files import new_folder
 from mmc.program.graph import Program
 from mmc.report import ReportJob, Story, report_html
 
@@ -41,13 +41,8 @@ def write_build(job: BuildJob) -> Path:
     home.mkdir(parents=True, exist_ok=True)
     numbers = [int(p.name[1:]) for p in home.glob("v*") if p.name[1:].isdigit()]
     final = home / f"v{max(numbers, default=0) + 1}"
-    temporary = Path(tempfile.mkdtemp(dir=home, prefix=".building-"))
-    try:
-        temporary.chmod(0o755)
-        _fill(job, temporary, final)
-        temporary.rename(final)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with new_folder(final) as new:
+        _fill(job, new, final)
     return final
 
 

@@ -6,7 +6,6 @@ whose step was broken off by another's death, goes on from it.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import count
@@ -17,6 +16,7 @@ from mmc.cluster.orders import LearnerState, Place, Plan, Pushed, Updated, Updat
 from mmc.cluster.pool import Lost, Member, Pool
 from mmc.cluster.worker import read_files
 from mmc.engine.base import Engine
+from mmc.files import whole_folder
 from mmc.mmgrpo.imitate import Sentence
 from mmc.mmgrpo.policy import short
 from mmc.mmgrpo.share import cut
@@ -127,14 +127,11 @@ class ClusterLearner:
     # --- checkpoints ---
 
     def save(self, folder: Path) -> dict[str, Path]:
-        temporary = folder.with_suffix(".tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        for name, files in self._state.adapters.items():
-            (temporary / name).mkdir(parents=True)
-            for file, data in files.items():
-                (temporary / name / file).write_bytes(data)
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
+        with whole_folder(folder) as new:
+            for name, files in self._state.adapters.items():
+                (new / name).mkdir(parents=True)
+                for file, data in files.items():
+                    (new / name / file).write_bytes(data)
         return {module: folder / short(name) for module, name in self.names.items()}
 
     def load(self, folder: Path) -> None:

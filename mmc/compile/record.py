@@ -12,16 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from mmc.errors import EnvironmentProblem
+from mmc.files import whole_file
 
 Inputs = Mapping[str, Any]
 
 
 def write_json(path: Path, value: Any) -> None:
     """Writes ``value``; a reader sees the old file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    with whole_file(path) as new:
+        new.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def append_line(path: Path, value: Any) -> None:

@@ -9,8 +9,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmc.engine.memory import keep_freed_memory
 from mmc.errors import EnvironmentProblem
+from mmc.files import new_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -134,26 +133,19 @@ def _convert(file: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".converting-"))
     try:
-        with quiet_transformers():
+        with new_folder(folder) as new, quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
             model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
             # The weights are plain float32 by now; transformers would refuse to save them as GGUF.
             if hasattr(model.config, "quantization_config"):
                 del model.config.quantization_config
             model.hf_quantizer = None
-            model.save_pretrained(temporary)
-            tokenizer.save_pretrained(temporary)
-        temporary.chmod(0o755)
-        try:
-            temporary.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # otherwise another process was faster
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            model.save_pretrained(new)
+            tokenizer.save_pretrained(new)
+    except OSError:
+        if not folder.is_dir():  # otherwise another process was faster
+            raise
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from mmc.files import whole_file, whole_folder
 from mmc.mmgrpo.policy import Learner
 
 
@@ -26,14 +27,11 @@ class Place:
 
 def save(folder: Path, place: Place, policy: Learner) -> None:
     """Writes ``folder/step-<step>`` after ``place.step`` finished steps, then removes the older ones."""
-    final, temporary = folder / f"step-{place.step:06d}", folder / f"step-{place.step:06d}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    policy.save(temporary / "adapters")
-    policy.save_optimizer(temporary / "optimizer.pt")
-    (temporary / "state.json").write_text(json.dumps(asdict(place)) + "\n", encoding="utf-8")
-    shutil.rmtree(final, ignore_errors=True)
-    temporary.rename(final)
+    final = folder / f"step-{place.step:06d}"
+    with whole_folder(final) as new:
+        policy.save(new / "adapters")
+        policy.save_optimizer(new / "optimizer.pt")
+        (new / "state.json").write_text(json.dumps(asdict(place)) + "\n", encoding="utf-8")
     for old in folder.glob("step-*"):
         if old != final:
             shutil.rmtree(old, ignore_errors=True)
@@ -56,12 +54,10 @@ def trim(file: Path, step: int) -> None:
     """Keeps the lines that belong to finished steps; a line torn by a kill is dropped."""
     if not file.exists():
         return
-    temporary = file.with_suffix(".tmp")
-    with file.open(encoding="utf-8") as old, temporary.open("w", encoding="utf-8") as kept:
+    with whole_file(file) as new, file.open(encoding="utf-8") as old, new.open("w", encoding="utf-8") as kept:
         for line in old:
             try:
                 if json.loads(line)["step"] <= step:
                     kept.write(line)
             except ValueError:
                 continue
-    temporary.replace(file)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import cos, pi
@@ -15,6 +14,7 @@ from mmc.engine.adapters import options
 from mmc.engine.base import Engine, seed_of
 from mmc.engine.local import LocalEngine
 from mmc.errors import UsageError
+from mmc.files import whole_file, whole_folder
 from mmc.mmgrpo.imitate import Sentence, imitate
 from mmc.mmgrpo.update import Reduce, TrainingCall, UpdateReport, alone, update
 from mmc.program.graph import Program
@@ -113,12 +113,9 @@ class Policy:
 
     def save(self, folder: Path) -> dict[str, Path]:
         """Writes the adapters below ``folder``, whole or not at all; module -> its adapter's folder."""
-        temporary = folder.with_suffix(".tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        for name in self.adapters:
-            self.engine.adapters.save(name, temporary / short(name))
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
+        with whole_folder(folder) as new:
+            for name in self.adapters:
+                self.engine.adapters.save(name, new / short(name))
         return {module: folder / short(name) for module, name in self.names.items()}
 
     def load(self, folder: Path) -> None:
@@ -190,9 +187,8 @@ def bounded(config: TuningT, policy: Learner, folder: Path) -> TuningT:
         return config
     file = folder / "forest_tokens"
     if not file.exists():
-        temporary = file.with_suffix(".tmp")
-        temporary.write_text(f"{policy.training_tokens()}\n", encoding="utf-8")
-        temporary.replace(file)
+        with whole_file(file) as new:
+            new.write_text(f"{policy.training_tokens()}\n", encoding="utf-8")
     return config.model_copy(update={"forest_tokens": int(file.read_text(encoding="utf-8"))})
 
 

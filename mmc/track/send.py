@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mmc.files import whole_file
 from mmc.track.base import Point, Run, Setting, Tracker, Wanted
 
 CLOSING = 20.0
@@ -130,10 +131,8 @@ class Sender(threading.Thread):
     def _keep(self, sent: Sent) -> None:
         """After the tracker's own flush: a kill in between sends its last points twice, and loses none."""
         self._tracker.flush()
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._file.with_suffix(".tmp")
-        temporary.write_text(json.dumps(asdict(sent), indent=1) + "\n", encoding="utf-8")
-        temporary.replace(self._file)
+        with whole_file(self._file) as new:
+            new.write_text(json.dumps(asdict(sent), indent=1) + "\n", encoding="utf-8")
 
 
 class Senders:

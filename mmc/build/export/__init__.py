@@ -6,8 +6,6 @@ put it into ``TARGETS``.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +16,7 @@ from mmc.build.export.merged import export_merged
 from mmc.build.export.python import export_python
 from mmc.build.export.vllm import export_vllm
 from mmc.errors import UsageError
+from mmc.files import new_folder
 
 TARGETS: Mapping[str, Callable[[ExportJob], None]] = {
     "vllm": export_vllm,
@@ -35,14 +34,8 @@ def export(target: str, job: ExportJob) -> Path:
     out = job.out.resolve()
     if out.exists():
         raise UsageError(f"{out} is there already; name another folder with --out, or remove it")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=".exporting-"))
-    try:
-        temporary.chmod(0o755)
-        TARGETS[target](replace(job, out=temporary))
-        temporary.rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with new_folder(out) as new:
+        TARGETS[target](replace(job, out=new))
     return out
 
 
