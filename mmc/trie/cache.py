@@ -164,12 +164,12 @@ class TrieCache:
         self.memory = self.memory.grown()
 
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores the keys and values (N, H, D) of the rows laid out last; gives those of all slots."""
+        """Stores the keys and values (N, H, D) of the rows laid out last; gives those of all slots that were ever in use."""
         self.memory.room_for(layer, key, value)
         keys, values = self.memory.keys[layer], self.memory.values[layer]
         keys[self._rows] = key
         values[self._rows] = value
-        return keys, values
+        return keys[: self.highest + 1], values[: self.highest + 1]
 
     # --- one forward ---
 
@@ -234,5 +234,6 @@ class TrieCache:
             positions[row : row + count] = before + np.arange(count)
             row += count
         distance = positions[:, None] - self.positions[keys]
-        tensors = (torch.from_numpy(a).to(self._device) for a in (keys, mask, distance))
-        return Block(start, start + size, *tensors)
+        keys_K, mask_RK, distance_RK = (torch.from_numpy(a).to(self._device) for a in (keys, mask, distance))
+        # Often all streams are one block and their paths all that is cached: then nothing needs to be gathered.
+        return Block(start, start + size, None if len(keys) > self.highest else keys_K, mask_RK, distance_RK)
