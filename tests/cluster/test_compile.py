@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 from mmc.cluster import Cluster
@@ -125,7 +127,17 @@ def test_a_cluster_that_runs_already_is_named_by_its_address(tmp_path: Path, tin
     assert "cluster: 2 workers on 1 machine" in done.stderr
 
 
+@pytest.fixture
+def as_a_worker() -> Iterator[None]:
+    """With a worker's one thread: on some processors the number of threads decides the last bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("as_a_worker")
 def test_two_workers_draw_and_train_as_one_process_does_with_the_real_model(tmp_path: Path) -> None:
     """What is computed together decides the last bits. So each worker's share is compared bit for bit with the same share here;
     between that and all at once, a draw that falls close to the border of two improbable tokens may tip.
