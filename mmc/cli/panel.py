@@ -57,10 +57,10 @@ class Panel:
         self._stage, self._stage_began = f"stage {number} of {stages}: {name}", time.monotonic()
 
     def begin(self, what: str, total: int) -> None:
-        if (what, total) == (self._what, self._total):
+        if what == self._what:
+            self._total = total  # a search corrects it as it goes
             return
-        if what != self._what:
-            self._values, self._detail = [], ""
+        self._values, self._detail = [], ""
         self._what, self._total, self._done = what, total, 0
         self._began, self._first_done, self._tokens_before = time.monotonic(), None, self._tokens()
 

@@ -39,7 +39,8 @@ class PlainProgress:
         pass
 
     def begin(self, what: str, total: int) -> None:
-        if (what, total) == (self._what, self._total):
+        if what == self._what:
+            self._total = total  # a search corrects it as it goes
             return
         self._what, self._total, self._begun_at = what, total, None
         self._start, self._last = time.monotonic(), 0.0

@@ -124,11 +124,14 @@ def distill(context: Context, state: State, folder: Path) -> tuple[State, str]:
         from mmc.mmgrpo.distill import distill as run
     found = read_json(folder / "result.json")
     if found is None:
-        context.progress.begin("distill", 1)
+
+        def on_run(done: int, runs: int) -> None:
+            context.progress.begin("distill: runs to learn from", runs)
+            if done:
+                context.progress.advance(done)
 
         def on_step(report: DistillReport) -> None:
             context.tracking.look(folder)
-            context.progress.begin("distill", report.steps)
             context.progress.advance(report.step, f"loss {report.loss:.3f}", report.loss)
 
         result = run(
@@ -141,6 +144,8 @@ def distill(context: Context, state: State, folder: Path) -> tuple[State, str]:
                 folder=folder / "training",
                 initial=state.adapters,
                 trust=context.trust,
+                on_run=on_run,
+                on_lessons=lambda steps: context.progress.begin("distill", steps),
                 on_step=on_step,
             )
         )

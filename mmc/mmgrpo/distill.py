@@ -6,6 +6,7 @@ each run's tokens, those of a module times its weight. Tokens that a constraint 
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import time
@@ -43,7 +44,11 @@ class DistillJob:
     initial: Mapping[str, Path] = field(default_factory=dict)
     """Module -> adapter folder to go on from; a fresh adapter where there is none."""
     trust: bool = False
+    on_run: Callable[[int, int], None] = lambda done, runs: None
+    """How many of the runs to learn from are made, of how many; told before the first, too."""
     on_step: Callable[[DistillReport], None] = lambda report: None
+    on_lessons: Callable[[int], None] = lambda steps: None
+    """The runs are made; how many optimizer steps follow."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,7 @@ def distill(job: DistillJob) -> DistillResult:
     steps = config.epochs * batches
     place = checkpoint.resume(job.folder, policy)
     config = bounded(config, policy, job.folder)
+    job.on_lessons(steps)
     with (job.folder / "metrics.jsonl").open("a", encoding="utf-8") as metrics:
         for step in range(place.step, steps):
             rate = learning_rate(config, step, steps)
@@ -130,12 +136,19 @@ def _runs(job: DistillJob, policy: Learner) -> tuple[list[Trajectory], int]:
     """Runs of the program as it was before the stage, and of the teachers; on how many examples."""
     config, modules = job.config, list(policy.names)
     examples, _ = take(job.train, config.examples, 0, job.seed)
+    total = len(examples) * (config.rollouts + sum(teacher.rollouts for teacher in config.teachers))
+    made = itertools.count(1)
+
+    def on_done(run: Trajectory) -> None:
+        job.on_run(next(made), total)
+
+    job.on_run(0, total)
     runs: list[Trajectory] = []
     if config.rollouts:
         settings = RunSettings("distill", 0, job.seed, config.temperature)
-        runs += run_all(job.program, job.engines, examples, settings, rollouts=config.rollouts)
+        runs += run_all(job.program, job.engines, examples, settings, config.rollouts, on_done)
     teachers = open_teachers(job.program, config.teachers, modules, job.engines, job.trust)
-    runs += teach(teachers, job.program, policy.engine, modules, examples, ("distill", 0, job.seed))
+    runs += teach(teachers, job.program, policy.engine, modules, examples, ("distill", 0, job.seed), on_done)
     return runs, len(examples)
 
 

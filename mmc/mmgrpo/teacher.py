@@ -7,7 +7,7 @@ corrected by them; a teacher that gives none counts as certain of what it wrote.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from mmc.data import Example
@@ -91,8 +91,10 @@ def teach(
     modules: Collection[str],
     examples: Sequence[Example],
     place: tuple[str, int, int],
+    on_done: Callable[[Trajectory], None] | None = None,
 ) -> list[Trajectory]:
-    """Finished runs of the teachers, as runs of the student with rollout numbers below 0. ``place``: (stage, step, seed).
+    """Finished runs of the teachers, as runs of the student with rollout numbers below 0. ``place``: (stage, step, seed);
+    ``on_done`` hears of every run.
 
     Raises UsageError when a teacher's outputs cannot be scored at all.
     """
@@ -100,7 +102,7 @@ def teach(
     stage, step, seed = place
     for number, teacher in enumerate(teachers):
         settings = RunSettings(f"{stage}-teacher-{number}", step, seed, teacher.config.temperature)
-        runs = run_all(teacher.program, teacher.engines, examples, settings, rollouts=teacher.config.rollouts)
+        runs = run_all(teacher.program, teacher.engines, examples, settings, teacher.config.rollouts, on_done)
         done = [run for run in runs if run.ending == "done"]
         if runs and not done and all("the metric failed" in (run.error or "") for run in runs):
             raise UsageError(f"the teacher {teacher.name}: {runs[0].error}")

@@ -84,6 +84,25 @@ def test_pipes_and_dumb_terminals_get_plain_lines(monkeypatch: pytest.MonkeyPatc
     assert isinstance(make_progress(), PlainProgress)
 
 
+def test_a_total_that_is_corrected_begins_nothing_anew(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A search knows only after its first trial how many there will be."""
+    clock = iter([100.0, 120.0, 140.0])
+    monkeypatch.setattr("mmc.cli.progress.time.monotonic", lambda: next(clock))
+    progress = PlainProgress()
+    progress.begin("prompt search", 1)
+    progress.begin("prompt search", 8)
+    progress.advance(1)
+    progress.begin("prompt search", 6)
+    progress.advance(2)
+    assert capsys.readouterr().err.splitlines() == [
+        "prompt search ...",
+        "prompt search 1/8 (12%), 0.05/s, 2m20s left",
+        "prompt search 2/6 (33%), 0.05/s, 1m20s left",
+    ]
+
+
 SCRIPT = """
 import os, signal, sys, time
 from mmc.cli.progress import make_progress

@@ -20,6 +20,7 @@ from mmc.program.graph import Program
 from mmc.program.run import RunSettings, run_all
 from mmc.spec import load
 from mmc.spec.model import Distill, MmGrpo
+from mmc.spec.optimizers import Teacher
 
 from .lab import open_engine
 
@@ -157,6 +158,30 @@ def test_a_distillation_stopped_after_a_step_ends_with_the_same_bytes(
     assert whole.passed == parts.passed > 0
     name = "adapter_model.safetensors"
     assert (whole.adapters["pick"] / name).read_bytes() == (parts.adapters["pick"] / name).read_bytes()
+
+
+def test_distillation_tells_how_far_its_runs_are(program: Program, tiny_model_dir: Path, tmp_path: Path) -> None:
+    """They can take longer than the steps. Those of teachers count too."""
+    told: list[object] = []
+    config = Distill(
+        examples=3, rollouts=2, batch=4, epochs=1, threshold=0.0, teachers=[Teacher(model="policy", rollouts=3)]
+    )
+    distill(
+        DistillJob(
+            program,
+            {"policy": open_engine(tiny_model_dir)},
+            EXAMPLES,
+            config,
+            0,
+            tmp_path / "distill",
+            on_run=lambda done, runs: told.append((done, runs)),
+            on_lessons=lambda steps: told.append(steps),
+            on_step=lambda report: told.append(report.steps - report.step),
+        )
+    )
+    runs, (steps, *left) = told[:16], told[16:]
+    assert runs == [(done, 15) for done in range(16)]
+    assert isinstance(steps, int) and left == list(range(steps))[::-1]
 
 
 def test_a_modules_weight_counts_in_distillation_too(program: Program, tiny_model_dir: Path, tmp_path: Path) -> None:
