@@ -147,6 +147,8 @@ def needing(extra: str, what: str) -> Iterator[None]:
         yield
     except ImportError as error:
         package = (error.name or "").partition(".")[0] or "a package"
+        if package == "mmc":
+            raise  # a bug of ours, which no installation mends
         if isinstance(error, ModuleNotFoundError):
             raise EnvironmentProblem(f"{what} needs {package}: pip install 'mmc[{extra}]'") from error
         raise EnvironmentProblem(f"{what} needs {package}, which is installed but fails to import: {error}") from error

@@ -88,7 +88,7 @@ def _number(value: Any, kind: str) -> int | float:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError(f"expected {kind}, got {_short(value)}")
     text = str(value).strip().replace(",", "")
-    if kind == "int" and text.lstrip("+-").isdecimal():
+    if kind == "int" and text.removeprefix("-").isdecimal():
         return int(text)  # as a float it would lose its last digits
     try:
         number = float(text)

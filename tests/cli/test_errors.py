@@ -25,3 +25,8 @@ def test_a_package_that_is_there_and_broken_comes_with_its_own_words(
         import broken_package  # type: ignore[import-not-found]  # noqa: F401
     assert "fails to import: cannot import name 'this_is_not_there'" in str(caught.value)
     assert "pip install" not in str(caught.value)
+
+
+def test_a_module_of_our_own_that_is_missing_is_a_bug() -> None:
+    with pytest.raises(ModuleNotFoundError, match=r"mmc\.not_there"), needing("local", "a local model"):
+        import mmc.not_there  # type: ignore[import-not-found]  # noqa: F401

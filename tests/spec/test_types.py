@@ -41,6 +41,7 @@ def test_values_become_what_their_type_says(reader: Any, value: Any, wanted: str
         ("1.5", "int"),
         (True, "int"),
         ("+-5", "int"),
+        ("--5", "int"),
         ("five", "float"),
         ("maybe", "bool"),
         ({"a": 1}, "str"),
@@ -49,5 +50,5 @@ def test_values_become_what_their_type_says(reader: Any, value: Any, wanted: str
 )
 def test_what_is_no_such_value_is_refused(reader: Any, value: Any, wanted: str) -> None:
     """Numbers that JSON does not have among them."""
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=r"expected|could not convert string to float"):
         reader(value, wanted)

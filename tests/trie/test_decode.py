@@ -10,7 +10,9 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from mmc.trie.cache import TrieCache
 from mmc.trie.decode import Decoder, Stream
+from mmc.trie.fixed import CacheMemory
 from mmc.trie.logprobs import Sampled, free_logprobs
 from mmc.trie.model import TrieModel
 
@@ -78,6 +80,21 @@ def test_the_cache_is_empty_when_all_streams_have_left(trie: TrieModel) -> None:
     decoder = decode(trie, [Stream(p, 6, 1.0, draw(i)) for i, p in enumerate(prompts(9) * 2)], budget=80)
     decoder._feed()
     assert decoder._cache.used == 0
+
+
+def test_a_step_over_all_that_is_cached_gathers_nothing() -> None:
+    """A step that sees a part of it gathers that part."""
+    cache = TrieCache(torch.device("cpu"), CacheMemory(16))
+    stored = torch.arange(5.0)[:, None, None]
+    for tokens, seen in (([1, 2, 3], None), ([9, 8], [3, 4])):
+        end, added = cache.insert(cache.root, tokens)
+        cache.hold(end)
+        _, _, layout = cache.layout(added)
+        (block,) = layout.blocks
+        assert (None if block.keys_K is None else block.keys_K.tolist()) == seen
+        rows = stored[list(range(cache.highest + 1 - len(tokens), cache.highest + 1))]
+        keys, _ = cache.extend(0, rows, rows)
+        assert torch.equal(keys, stored[: cache.highest + 1]) and block.mask_RK.shape[1] == len(seen or keys)
 
 
 def test_kept_prompts_are_not_computed_again_until_others_need_the_room(trie: TrieModel) -> None:

@@ -103,7 +103,7 @@ def typed(value: Any, wanted: str) -> Any:
             return False
     if wanted in ("int", "float") and isinstance(value, int | float | str) and not isinstance(value, bool):
         text = str(value).strip().replace(",", "")
-        if wanted == "int" and text.lstrip("+-").isdecimal():
+        if wanted == "int" and text.removeprefix("-").isdecimal():
             return int(text)
         number = float(text)
         if wanted == "float" and math.isfinite(number):
