@@ -22,7 +22,7 @@ import torch
 from mmc.engine.adapters import Adapters
 from mmc.engine.base import Completion, Key, Message, Request, Spent, Watch, seed_of
 from mmc.engine.constraint import Constraints
-from mmc.engine.memory import free_bytes, total_bytes
+from mmc.engine.memory import free_bytes, memory_for, total_bytes
 from mmc.engine.pieces import Pieces
 from mmc.engine.tokens import chat_ids
 from mmc.errors import EnvironmentProblem, RunFailure
@@ -186,10 +186,11 @@ class LocalEngine:
         if not self._ready():
             return
         try:
-            self._start(sorted(self._pending, key=lambda p: _sortable(p.request.key)))
-            self._pending = []
-            while not self._step() and not self._serving:
-                pass
+            with memory_for("sampling", "lower `batch_tokens` of the model, or free memory of its device"):
+                self._start(sorted(self._pending, key=lambda p: _sortable(p.request.key)))
+                self._pending = []
+                while not self._step() and not self._serving:
+                    pass
         except Exception as error:  # whoever waits must hear of it, or would wait for ever
             self._fail(error)
         if self._serving:

@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from mmc.errors import EnvironmentProblem
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's mallopt (malloc.h)."""
@@ -61,3 +65,22 @@ def _used() -> int:
     """Without the files' pages that the system would give up."""
     counted = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
     return int((CGROUP / "memory.current").read_text()) - int(counted.get("inactive_file", 0))
+
+
+@contextmanager
+def memory_for(what: str, remedy: str) -> Iterator[None]:
+    """Around work with a model. Raises EnvironmentProblem with ``remedy`` where the memory does not hold ``what``."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not _ran_out(error):
+            raise
+        cause = (str(error).strip() or "MemoryError").splitlines()[0]
+        raise EnvironmentProblem(f"out of memory in {what}; {remedy} ({cause})") from error
+
+
+def _ran_out(error: Exception) -> bool:
+    """Only for a GPU's memory torch has a class of its own; of a machine's its allocator says so in a plain RuntimeError."""
+    import torch
+
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -13,6 +13,7 @@ import torch
 from mmc.engine.adapters import options
 from mmc.engine.base import Engine, seed_of
 from mmc.engine.local import LocalEngine
+from mmc.engine.memory import memory_for
 from mmc.errors import UsageError
 from mmc.files import whole_file, whole_folder
 from mmc.mmgrpo.imitate import Sentence, imitate
@@ -80,6 +81,10 @@ class TrainsElsewhere(Protocol):
         ...
 
 
+LESS = "lower the stage's `forest_tokens`, or free memory of the device; the same command goes on after the last step"
+"""What to do about a step that does not fit."""
+
+
 @dataclass(frozen=True)
 class Policy:
     """The tensors that are trained on one engine, a :class:`Learner`. ``names`` is trained module -> name of its adapter."""
@@ -94,13 +99,15 @@ class Policy:
 
     def update(self, calls: Sequence[TrainingCall], config: MmGrpo, seed: int, reduce: Reduce = alone) -> UpdateReport:
         torch.manual_seed(seed)
-        return update(self.engine, self.optimizer, calls, config, reduce)
+        with memory_for("a step of training", LESS):
+            return update(self.engine, self.optimizer, calls, config, reduce)
 
     def imitate(
         self, sentences: Sequence[Sentence], config: Distill, seed: int, reduce: Reduce = alone
     ) -> tuple[float, float]:
         torch.manual_seed(seed)
-        return imitate(self.engine, self.optimizer, sentences, config, reduce)
+        with memory_for("a step of training", LESS):
+            return imitate(self.engine, self.optimizer, sentences, config, reduce)
 
     def training_tokens(self, processes: int = 1) -> int:
         """... where ``processes`` share that memory."""

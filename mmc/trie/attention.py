@@ -148,6 +148,8 @@ def _blocks(spans: Spans, device: torch.device, block_rows: int) -> list[Block]:
 
 FLEX_ON = {"cuda"}
 """Kinds of devices where a forest's forward goes through FlexAttention."""
+_FLEX_WIDTH = 16
+"""The narrowest heads it takes."""
 
 
 @cache
@@ -168,7 +170,7 @@ def trie_attention(
     if layout.store is not None:
         key_MHD, value_MHD = layout.store.extend(module.layer_idx, key_MHD, value_MHD)  # type: ignore[arg-type]
     scale = options.get("scaling")
-    if layout.spans is not None and query.device.type in FLEX_ON:
+    if layout.spans is not None and query.device.type in FLEX_ON and width >= _FLEX_WIDTH:
         out = _flex(query.device.type)(
             query,
             key_MHD.transpose(0, 1)[None],

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mmc.engine.adapters import LoraOptions
 from mmc.engine.base import Choice, Completion, JsonSchema, Message, Regex, Request, Sampling
 from mmc.engine.local import LocalEngine
 from mmc.errors import EnvironmentProblem, RunFailure
+from mmc.trie.decode import Decoder
 
 
 @pytest.fixture
@@ -108,6 +110,14 @@ def test_a_prompt_too_long_fails_alone(engine: LocalEngine) -> None:
     long, short = asyncio.run(go())
     assert isinstance(long, RunFailure) and "the model reads at most 4096" in str(long)
     assert isinstance(short, Completion)
+
+
+def test_an_engine_out_of_memory_ends_the_work_and_fails_no_run(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Decoder, "step", lambda decoder: torch.empty(2**60))
+    with pytest.raises(EnvironmentProblem, match="out of memory in sampling; lower `batch_tokens`"):
+        complete(engine, [ask("hello"), ask("hello", 1)])
 
 
 def test_an_unknown_adapter_is_named(engine: LocalEngine) -> None:

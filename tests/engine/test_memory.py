@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from mmc.engine import memory
+from mmc.errors import EnvironmentProblem
 
 TOUCH = """
 import resource
@@ -58,3 +59,15 @@ def test_a_containers_limit_counts_and_the_files_it_has_read_do_not(
         (tmp_path / f"memory.{name}").write_text(text)
     assert memory.total_bytes(torch.device("cpu")) == 100_000
     assert memory.free_bytes(torch.device("cpu")) == 40_000
+
+
+def test_too_little_memory_is_told_with_what_to_do() -> None:
+    with (
+        pytest.raises(EnvironmentProblem, match=r"out of memory in a step; wait \(.*can't allocate memory"),
+        memory.memory_for("a step", "wait"),
+    ):
+        torch.empty(2**60)
+    with pytest.raises(EnvironmentProblem, match=r"\(MemoryError\)"), memory.memory_for("a step", "wait"):
+        raise MemoryError
+    with pytest.raises(RuntimeError, match="shapes"), memory.memory_for("a step", "wait"):
+        torch.ones(2, 3) @ torch.ones(2, 3)

@@ -79,6 +79,7 @@ def test_forest_logits_equal_one_sequence_at_a_time(
     """``block_rows`` None: through FlexAttention, as on CUDA."""
     if block_rows is None:
         monkeypatch.setattr(attention, "FLEX_ON", {"cuda", "cpu"})
+        monkeypatch.setattr(attention, "_FLEX_WIDTH", 8)  # what these models have; compiled, it is refused
         monkeypatch.setattr(attention, "_blocks", None)
     model = models()[name]
     model.set_attn_implementation("eager")
@@ -100,11 +101,20 @@ def test_where_flex_attention_fails_forests_go_in_blocks(monkeypatch: pytest.Mon
     monkeypatch.setattr(attention, "_flex", broken)
     monkeypatch.setattr(attention, "FLEX_ON", kinds := {"cuda", "cpu"})
     monkeypatch.setattr("mmc.trie.model.FLEX_ON", kinds)
+    monkeypatch.setattr(attention, "_FLEX_WIDTH", 8)
     with pytest.warns(UserWarning, match=r"FlexAttention does not work here.*no compiler for cpu'\]"):
         trie = TrieModel(models()["llama"])
     assert kinds == {"cuda"}
     with torch.no_grad():
         assert trie.hidden_of([[1, 2], [1, 3]])[0].shape == (3, 32)
+
+
+def test_heads_too_narrow_for_flex_attention_take_it_from_no_other_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "_flex", None)
+    monkeypatch.setattr(attention, "FLEX_ON", kinds := {"cuda", "cpu"})
+    monkeypatch.setattr("mmc.trie.model.FLEX_ON", kinds)
+    TrieModel(models()["llama"])
+    assert kinds == {"cuda", "cpu"}
 
 
 def test_a_model_whose_layers_are_not_plain_attention_is_refused() -> None:
