@@ -170,9 +170,12 @@ def _run_stages(context: Context, start: State) -> Done:
 
 def stage_inputs(context: Context, state: State, name: str) -> dict[str, Any]:
     """Everything that a stage's outcome depends on."""
-    config = getattr(state.program.spec.compile, name)
+    spec = state.program.spec
+    config = getattr(spec.compile, name)
+    shaping = {module: [part.model_dump(mode="json") for part in parts] for module, parts in spec.shaping.items()}
     return {
         "state": state.fingerprint(),
+        **({"shaping": shaping} if name == "weights" else {}),
         "data": context.data_fingerprint("train", "dev"),
         "seed": context.seed,
         "compile": {name: config.model_dump(mode="json")},

@@ -41,9 +41,9 @@ class State:
         return State(self.program.with_adapters(names), {**self.adapters, **folders}) if folders else self
 
     def fingerprint(self) -> dict[str, Any]:
-        """What its behaviour depends on."""
+        """What its behaviour and its scores depend on."""
         spec = self.program.spec.model_dump(mode="json", by_alias=True)
-        core = {key: spec[key] for key in ("models", "tools", "modules", "program", "metric", "shaping")}
+        core = {key: spec[key] for key in ("models", "tools", "modules", "program", "metric")}
         return {
             "mmc": mmc.__version__,
             **core,

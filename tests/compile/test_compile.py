@@ -148,7 +148,13 @@ def test_interrupted_anywhere_it_resumes_to_the_same_bytes(folder: Path) -> None
     assert [s.scores for s in resumed.stages] == [s.scores for s in whole.stages]
 
 
-def test_a_changed_input_makes_later_stages_stale_alone(folder: Path) -> None:
+SHAPING = "shaping={query: [{name: short, weight: 1, metric: {type: contains, predicted: query, gold: title}}]}"
+
+
+@pytest.mark.parametrize(
+    ("changed", "key"), [("compile.weights.steps=5", "compile.weights.steps"), (SHAPING, "shaping.query")]
+)
+def test_a_changed_input_makes_later_stages_stale_alone(folder: Path, changed: str, key: str) -> None:
     said: list[str] = []
 
     class Listening(_Kill):
@@ -156,10 +162,10 @@ def test_a_changed_input_makes_later_stages_stale_alone(folder: Path) -> None:
             said.append(line)
 
     compiled(folder)
-    loaded = load(folder / "spec.yaml", ["compile.weights.steps=5"])
+    loaded = load(folder / "spec.yaml", [changed])
     compile_spec(CompileJob(loaded, folder / "build", folder / "runs", progress=Listening(10**9)))
     assert [line for line in said if "starting over" in line] == [
-        "weights: starting over, because this changed: compile.weights.steps"
+        f"weights: starting over, because this changed: {key}"
     ]
 
 
