@@ -175,7 +175,7 @@ def stage_inputs(context: Context, state: State, name: str) -> dict[str, Any]:
     shaping = {module: [part.model_dump(mode="json") for part in parts] for module, parts in spec.shaping.items()}
     return {
         "state": state.fingerprint(),
-        **({"shaping": shaping} if name == "weights" else {}),
+        **({"shaping": shaping} if name == "weights" or getattr(config, "by", "") == "call" else {}),
         "data": context.data_fingerprint("train", "dev"),
         "seed": context.seed,
         "compile": {name: config.model_dump(mode="json")},

@@ -149,7 +149,8 @@ def distill(context: Context, state: State, folder: Path) -> tuple[State, str]:
                 on_step=on_step,
             )
         )
-        note = f"{result.passed} of {result.runs} runs passed, on {result.covered} of {result.examples} examples"
+        what = f"{state.program.spec.compile.distill.by}s"
+        note = f"{result.passed} of {result.runs} {what} passed, on {result.covered} of {result.examples} examples"
         spent = {"usage": plain_usage(result.usage), "seconds_runs": round(result.seconds_runs, 1)}
         found = {"note": note, "adapters": _relative(result.adapters, folder), **spent}
         write_json(folder / "result.json", found)

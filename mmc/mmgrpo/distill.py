@@ -1,7 +1,8 @@
-"""Distillation: supervised training on the calls of passing runs, the program's own or those of teachers.
+"""Distillation: supervised training on passing runs or calls, the program's own or those of teachers.
 
-The maximum-likelihood loss over the same packed forests as mmGRPO: the mean over a step's runs of the mean of -log p over
-each run's tokens, those of a module times its weight. Tokens that a constraint forced carry no gradient and do not count.
+The maximum-likelihood loss over the same packed forests as mmGRPO: the mean over a step's lessons (runs, or an example's best
+calls) of the mean of -log p over each one's tokens, those of a module times its weight. Tokens that a constraint forced carry
+no gradient and do not count.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from math import inf
 from pathlib import Path
 
 from mmc.data import Example
 from mmc.engine.base import Engine, seed_of
 from mmc.errors import UsageError
 from mmc.mmgrpo import checkpoint
+from mmc.mmgrpo.group import Group, Rewards, form_groups, shaping_of
 from mmc.mmgrpo.imitate import Sentence
 from mmc.mmgrpo.policy import Learner, bounded, learning_rate, make_learner
 from mmc.mmgrpo.rollout import take
@@ -25,7 +28,7 @@ from mmc.mmgrpo.teacher import open_teachers, teach
 from mmc.mmgrpo.update import ModuleTerms, module_terms
 from mmc.program.graph import Program
 from mmc.program.run import RunSettings, run_all
-from mmc.program.trajectory import Trajectory
+from mmc.program.trajectory import Call, Trajectory
 from mmc.program.usage import ByModule, usage_by_module
 from mmc.spec.model import Distill
 from mmc.trie.logprobs import Sampled
@@ -67,7 +70,7 @@ class DistillReport:
 
 @dataclass(frozen=True)
 class DistillResult:
-    """The trained adapters by module; how many runs passed, of how many, on how many of the examples."""
+    """The trained adapters by module; how many runs (or calls) passed, of how many, on how many of the examples."""
 
     adapters: Mapping[str, Path]
     passed: int
@@ -81,7 +84,7 @@ class DistillResult:
 
 @dataclass(frozen=True)
 class Lesson:
-    """One passing run: the calls to learn, each with its module's terms."""
+    """Calls to learn together, of a passing run or an example's best: each with its module's terms."""
 
     calls: tuple[tuple[ModuleTerms, Sampled], ...]
 
@@ -98,18 +101,17 @@ def distill(job: DistillJob) -> DistillResult:
     runs, examples = _runs(job, policy)
     seconds = time.perf_counter() - began
     terms = module_terms(job.program.spec, policy.names)
-    chosen = passing(runs, config.threshold, config.per_example)
-    lessons = [lesson for run in chosen if (lesson := _lesson(run, terms)).tokens]
-    if chosen and not lessons:
+    chosen = _chosen(job, runs, list(terms))
+    lessons = [lesson for _, calls in chosen.lessons if (lesson := _lesson(calls, terms)).tokens]
+    if chosen.lessons and not lessons:
         raise UsageError(
-            f"distill: {len(chosen)} runs pass, but in none of them is there a call of a trained module to learn from: "
-            "one whose text can be read as its outputs and that was not forced by a constraint"
+            f"distill: {len(chosen.lessons)} runs pass, but in none of them is there a call of a trained module to learn "
+            "from: one whose text can be read as its outputs and that was not forced by a constraint"
         )
     if not lessons:
-        best = max((run.reward for run in runs), default=0.0)
         raise UsageError(
-            f"distill: no run reaches the threshold of {config.threshold:g} on {examples} examples (best: {best:.3f}); "
-            "lower `threshold`, add `teachers`, or take more `examples` or `rollouts`"
+            f"distill: no {config.by} reaches the threshold of {config.threshold:g} on {examples} examples "
+            f"(best: {chosen.best:.3f}); lower `threshold`, add `teachers`, or take more `examples` or `rollouts`"
         )
     batches = -(-len(lessons) // config.batch)
     steps = config.epochs * batches
@@ -126,10 +128,9 @@ def distill(job: DistillJob) -> DistillResult:
             metrics.flush()
             checkpoint.save(job.folder, replace(place, step=step + 1), policy)
             job.on_step(report)
-    passed = sum(run.ending == "done" and run.reward >= config.threshold for run in runs)
-    covered = len({run.example_id for run in chosen})
+    covered = len({example for example, _ in chosen.lessons})
     adapters, usage = policy.save(job.folder / "final"), usage_by_module(runs)
-    return DistillResult(adapters, passed, len(runs), covered, examples, usage, seconds)
+    return DistillResult(adapters, chosen.passed, chosen.candidates, covered, examples, usage, seconds)
 
 
 def _runs(job: DistillJob, policy: Learner) -> tuple[list[Trajectory], int]:
@@ -152,6 +153,37 @@ def _runs(job: DistillJob, policy: Learner) -> tuple[list[Trajectory], int]:
     return runs, len(examples)
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """What is learned from: for each lesson an example's id and calls made for it. ``passed`` of the ``candidates``, which
+    are runs or calls, reach the threshold; the ``best`` has that reward.
+    """
+
+    lessons: Sequence[tuple[str, Sequence[Call]]]
+    passed: int
+    candidates: int
+    best: float
+
+
+def _chosen(job: DistillJob, runs: Sequence[Trajectory], modules: Sequence[str]) -> Chosen:
+    config = job.config
+    if config.by == "call":
+        finished, rewards = (
+            [run for run in runs if run.ending == "done"],
+            Rewards(shaping=shaping_of(job.program, job.train)),
+        )
+        groups = form_groups(finished, modules, rewards)
+        found = [reward for group in groups for reward in group.rewards_C]
+        return _counted(passing_calls(groups, config.threshold, config.per_example), found, config)
+    lessons = [(run.example_id, run.calls) for run in passing(runs, config.threshold, config.per_example)]
+    return _counted(lessons, [run.reward if run.ending == "done" else -inf for run in runs], config)
+
+
+def _counted(lessons: Sequence[tuple[str, Sequence[Call]]], rewards: Sequence[float], config: Distill) -> Chosen:
+    passed = sum(reward >= config.threshold for reward in rewards)
+    return Chosen(lessons, passed, len(rewards), max([0.0, *rewards]))
+
+
 def passing(runs: Sequence[Trajectory], threshold: float, per_example: int) -> list[Trajectory]:
     """Finished runs that reach ``threshold``: for each example the best, at most ``per_example``, all different."""
     found: dict[str, list[Trajectory]] = {}
@@ -159,24 +191,40 @@ def passing(runs: Sequence[Trajectory], threshold: float, per_example: int) -> l
         if run.ending != "done" or run.reward < threshold:
             continue
         mine = found.setdefault(run.example_id, [])
-        if len(mine) < per_example and _tokens(run) not in [_tokens(other) for other in mine]:
+        if len(mine) < per_example and _tokens(run.calls) not in [_tokens(other.calls) for other in mine]:
             mine.append(run)
     return [run for example in dict.fromkeys(r.example_id for r in runs) for run in found.get(example, [])]
 
 
-def _tokens(run: Trajectory) -> list[tuple[int, ...]]:
-    return [call.completion.ids_T for call in run.calls]
+def passing_calls(groups: Sequence[Group], threshold: float, per_example: int) -> list[tuple[str, list[Call]]]:
+    """Calls whose own reward reaches ``threshold``: of each group the best, at most ``per_example``, all different.
+
+    An example's first lesson is made of the best call of each of its groups, its second of the second best, and so on.
+    """
+    lessons: dict[tuple[str, int], list[Call]] = {}
+    for group in groups:
+        best: list[Call] = []
+        for member in sorted(group.members, key=lambda member: -member.reward):
+            if member.reward >= threshold and _tokens(member.calls) not in [_tokens([other]) for other in best]:
+                best += member.calls
+        for number, call in enumerate(best[:per_example]):
+            lessons.setdefault((group.example_id, number), []).append(call)
+    return [(example, calls) for (example, _), calls in lessons.items()]
 
 
-def _lesson(run: Trajectory, terms: Mapping[str, ModuleTerms]) -> Lesson:
-    calls = []
-    for call in run.calls:
+def _tokens(calls: Sequence[Call]) -> list[tuple[int, ...]]:
+    return [call.completion.ids_T for call in calls]
+
+
+def _lesson(calls: Sequence[Call], terms: Mapping[str, ModuleTerms]) -> Lesson:
+    kept = []
+    for call in calls:
         done = call.completion
         # Likelihood is learned at temperature 1, however the completion was drawn.
         sampled = Sampled(done.prompt_ids_T, done.ids_T, done.allowed_T)
         if call.module in terms and sampled.free_T:
-            calls.append((terms[call.module], sampled))
-    return Lesson(tuple(calls))
+            kept.append((terms[call.module], sampled))
+    return Lesson(tuple(kept))
 
 
 def _batch(lessons: Sequence[Lesson], step: int, batches: int, job: DistillJob) -> list[Lesson]:

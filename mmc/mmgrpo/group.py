@@ -9,8 +9,12 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
+from mmc.data import Example
 from mmc.engine.base import seed_of
+from mmc.metric import Metric
+from mmc.program.graph import Program
 from mmc.program.trajectory import Call, Trajectory
 from mmc.spec.model import Grouping
 
@@ -56,6 +60,17 @@ class Rewards:
     format: float = 0.0
     shaping: Mapping[str, Shaping] = field(default_factory=dict)
     """By module."""
+
+
+def shaping_of(program: Program, examples: Sequence[Example]) -> dict[str, Shaping]:
+    """Module -> what its calls get beside the run's reward, for runs on ``examples``."""
+    rows = {example.id: example.row for example in examples}
+
+    def shape(parts: Sequence[tuple[float, Metric]], call: Call, example_id: str) -> float:
+        known = {**call.inputs, **(call.outputs or {})}
+        return sum(weight * metric(known, rows[example_id]).value for weight, metric in parts)
+
+    return {module: partial(shape, parts) for module, parts in program.shaping.items()}
 
 
 def call_rewards(trajectory: Trajectory, rewards: Rewards) -> list[float]:

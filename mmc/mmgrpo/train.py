@@ -12,12 +12,11 @@ from pathlib import Path
 
 from mmc.data import Example
 from mmc.engine.base import Engine, seed_of
-from mmc.metric import Metric
 from mmc.mmgrpo import checkpoint
 from mmc.mmgrpo.ahead import Ahead, InTurn
 from mmc.mmgrpo.audit import audit
 from mmc.mmgrpo.checkpoint import Place
-from mmc.mmgrpo.group import Rewards, Shaping, form_groups
+from mmc.mmgrpo.group import Rewards, form_groups, shaping_of
 from mmc.mmgrpo.policy import Learner, bounded, learning_rate, make_learner
 from mmc.mmgrpo.record import keep
 from mmc.mmgrpo.report import StepFacts, StepReport, alarm, step_report
@@ -28,7 +27,6 @@ from mmc.program.evaluate import evaluate
 from mmc.program.graph import Program
 from mmc.program.judge import score_again
 from mmc.program.run import RunSettings
-from mmc.program.trajectory import Call
 from mmc.program.usage import added, usage_by_module
 from mmc.spec.model import MmGrpo
 
@@ -141,18 +139,7 @@ def make_sampler(job: TrainingJob, program: Program, policy: Learner) -> Sampler
 
 
 def _rewards(job: TrainingJob) -> Rewards:
-    return Rewards(job.config.failure_reward, job.config.format_reward, _shaping(job))
-
-
-def _shaping(job: TrainingJob) -> dict[str, Shaping]:
-    """Module -> what its calls get beside the run's reward."""
-    rows = {example.id: example.row for example in job.train}
-
-    def shape(parts: Sequence[tuple[float, Metric]], call: Call, example_id: str) -> float:
-        known = {**call.inputs, **(call.outputs or {})}
-        return sum(weight * metric(known, rows[example_id]).value for weight, metric in parts)
-
-    return {module: partial(shape, parts) for module, parts in job.program.shaping.items()}
+    return Rewards(job.config.failure_reward, job.config.format_reward, shaping_of(job.program, job.train))
 
 
 def _audit(job: TrainingJob, rollouts: Rollouts) -> None:

@@ -217,10 +217,13 @@ class Distill(Tuning):
     """Of the program's own runs."""
     teachers: list[Teacher] = []
     """Others that are run on the same examples."""
+    by: Literal["run", "call"] = "run"
+    """What is learned from: the calls of whole runs that pass, or single calls of finished runs, each by its own reward: the
+    run's, and `shaping`. Calls of one example, module and invocation index are compared."""
     threshold: float = 1.0
-    """The score from which a run passes."""
+    """The reward from which a run, or a call, passes."""
     per_example: int = Field(2, gt=0)
-    """Most passing runs used for one example, the best first; different ones only."""
+    """Most that is used for one example (of calls: for each place in it), the best first; different ones only."""
     epochs: int = Field(2, gt=0)
     """Passes over the runs that are learned from."""
     batch: int = Field(32, gt=0)

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmc.engine.base import Completion
+from mmc.mmgrpo.distill import passing_calls
 from mmc.mmgrpo.group import Member, Rewards, call_rewards, form_groups, select_diverse
 from mmc.mmgrpo.report import module_curves
 from mmc.program.trajectory import Call, Ending, Trajectory
@@ -38,6 +39,27 @@ def test_calls_are_grouped_by_example_module_and_invocation_index() -> None:
     runs = [trajectory(["a", "b", "a"], 1.0), trajectory(["a", "b"], 0.0), trajectory(["a"], 0.5, example="f")]
     groups = {(g.example_id, g.module, g.index): g.rewards_C for g in form_groups(runs, ["a", "b"], Rewards())}
     assert groups == {("e", "a", 0): [1.0, 0.0], ("e", "b", 0): [1.0, 0.0], ("e", "a", 1): [1.0], ("f", "a", 0): [0.5]}
+
+
+def test_lessons_of_single_calls_take_the_best_of_every_place() -> None:
+    values = {("a", 0): 1.0, ("a", 1): 3.0, ("b", 0): 2.0, ("b", 1): 0.0}
+
+    def run(number: int) -> Trajectory:
+        calls = [Call(m, 0, {}, (), Completion(f"{m}{number}", "stop", ids_T=(number,)), {"x": 1}) for m in "ab"]
+        return Trajectory("e", number, tuple(calls), {}, 0.0, "done")
+
+    def own(call: Call, example_id: str) -> float:
+        return values[call.module, call.completion.ids_T[0]]
+
+    groups = form_groups([run(0), run(1), run(1)], ["a", "b"], Rewards(shaping={"a": own, "b": own}))
+
+    def texts(threshold: float, per_example: int) -> list[list[str]]:
+        lessons = passing_calls(groups, threshold, per_example)
+        return [[call.completion.text for call in calls] for _, calls in lessons]
+
+    assert texts(0.5, 1) == [["a1", "b0"]], "calls of two runs"
+    assert texts(0.0, 3) == [["a1", "b0"], ["a0", "b1"]], "equal calls count once"
+    assert texts(2.5, 1) == [["a1"]] and texts(3.5, 1) == []
 
 
 def test_truncate_drops_calls_that_some_run_lacks() -> None:

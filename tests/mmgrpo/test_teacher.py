@@ -15,7 +15,9 @@ from mmc.mmgrpo.rollout import Sampler
 from mmc.mmgrpo.teacher import open_teachers, teach
 from mmc.mmgrpo.train import TrainingJob, make_sampler
 from mmc.mmgrpo.update import module_terms, training_calls
+from mmc.program.evaluate import evaluate
 from mmc.program.graph import Program
+from mmc.program.run import RunSettings, run_all
 from mmc.spec import load
 from mmc.spec.model import Distill, MmGrpo, Teacher
 
@@ -80,12 +82,25 @@ def test_distilling_a_teacher_needs_no_runs_of_the_student(
     result = distill(DistillJob(program, {"policy": engine}, EXAMPLES, config, 0, tmp_path / "d"))
     assert result.runs == 32 and 0 < result.passed < 32
     engine.adapters.load("x", result.adapters["pick"])
-    from mmc.program.evaluate import evaluate
-    from mmc.program.run import RunSettings
-
     settings = RunSettings("eval", 0, 0, 0.0)
     taught = evaluate(program.with_adapters({"pick": "x"}), {"policy": engine}, EXAMPLES, settings)
     assert taught.interval.mean == 1.0, "every passing run says green"
+
+
+def test_single_calls_are_distilled_by_their_own_reward(program: Program, engine: LocalEngine, tmp_path: Path) -> None:
+    text = program.loaded.text + (
+        "shaping: {pick: [{name: warm, weight: 2, metric: {type: exact, predicted: a, gold: warm}}]}\n"
+    )
+    shaped = Program.build(program.loaded.reparsed(text))
+    examples = [Example(e.id, {**e.row, "warm": "red"}) for e in EXAMPLES]
+    config = Distill(
+        rollouts=8, examples=4, batch=4, learning_rate=0.02, epochs=8, by="call", threshold=2.0, per_example=1
+    )
+    result = distill(DistillJob(shaped, {"policy": engine}, examples, config, 0, tmp_path / "d"))
+    assert result.runs == 32 and 0 < result.passed < 32
+    engine.adapters.load("x", result.adapters["pick"])
+    taught = run_all(program.with_adapters({"pick": "x"}), {"policy": engine}, EXAMPLES, RunSettings("eval", 0, 0, 0.0))
+    assert {run.outputs["a"] for run in taught if run.outputs} == {"red"}, "not what the run's own reward asks for"
 
 
 def replace_rollouts(count: int) -> Teacher:
