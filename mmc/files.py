@@ -11,11 +11,16 @@ from pathlib import Path
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Gives a path to write to, which takes the place of ``path`` at the end; after an error ``path`` is what it was."""
+    """Gives a path to write to, which takes the place of ``path`` at the end; after an error ``path`` is what it was, and what
+    was written is gone.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.tmp")
-    yield temporary
-    temporary.replace(path)
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
