@@ -186,7 +186,7 @@ class LocalEngine:
         if not self._ready():
             return
         try:
-            with memory_for("sampling", "lower `batch_tokens` of the model, or free memory of its device"):
+            with memory_for("sampling", "free memory of its device, or lower the model's `batch_tokens`"):
                 self._start(sorted(self._pending, key=lambda p: _sortable(p.request.key)))
                 self._pending = []
                 while not self._step() and not self._serving:

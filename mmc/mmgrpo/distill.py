@@ -105,7 +105,7 @@ def distill(job: DistillJob) -> DistillResult:
     lessons = [lesson for _, calls in chosen.lessons if (lesson := _lesson(calls, terms)).tokens]
     if chosen.lessons and not lessons:
         raise UsageError(
-            f"distill: {len(chosen.lessons)} runs pass, but in none of them is there a call of a trained module to learn "
+            f"distill: {chosen.passed} {config.by}s pass, but in none of them is there a call of a trained module to learn "
             "from: one whose text can be read as its outputs and that was not forced by a constraint"
         )
     if not lessons:
@@ -168,11 +168,8 @@ class Chosen:
 def _chosen(job: DistillJob, runs: Sequence[Trajectory], modules: Sequence[str]) -> Chosen:
     config = job.config
     if config.by == "call":
-        finished, rewards = (
-            [run for run in runs if run.ending == "done"],
-            Rewards(shaping=shaping_of(job.program, job.train)),
-        )
-        groups = form_groups(finished, modules, rewards)
+        finished = [run for run in runs if run.ending == "done"]
+        groups = form_groups(finished, modules, Rewards(shaping=shaping_of(job.program, job.train)))
         found = [reward for group in groups for reward in group.rewards_C]
         return _counted(passing_calls(groups, config.threshold, config.per_example), found, config)
     lessons = [(run.example_id, run.calls) for run in passing(runs, config.threshold, config.per_example)]

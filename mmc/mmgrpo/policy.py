@@ -81,7 +81,7 @@ class TrainsElsewhere(Protocol):
         ...
 
 
-LESS = "lower the stage's `forest_tokens`, or free memory of the device; the same command goes on after the last step"
+LESS = "free memory and give the same command, which goes on after the last step, or lower the stage's `forest_tokens`"
 """What to do about a step that does not fit."""
 
 
