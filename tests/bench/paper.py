@@ -29,7 +29,7 @@ from mmc.program.graph import Program
 from mmc.spec import load
 
 OUT = REPO / "examples/paper"
-TASKS = {"banking77": "Banking77", "papillon": "PAPILLON", "hover": "HoVer"}
+TASKS = {"banking77": "Banking77", "papillon": "PAPILLON", "hover-400": "HoVer"}
 ARMS = ("start", "prompts", "weights", "prompts + weights")
 DSPY_COUNT, DSPY_TRAIN = 120, 60
 Json = dict[str, Any]
@@ -193,7 +193,7 @@ def main() -> None:
     for folder in (results.WORK, results.FOUND):
         folder.mkdir(parents=True, exist_ok=True)
     if not options.only_report:
-        results.make_all(["banking77", "hover", *results.PAPER], options.seeds, options.parallel)
+        results.make_all(["banking77", "hover-400", *results.PAPER], options.seeds, options.parallel)
     report(range(10), not options.only_report)  # whichever seeds there are
 
 
