@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from mmc.data import Example
 from mmc.engine import open_engines, remote
 from mmc.engine.base import Engine
-from mmc.errors import UsageError
+from mmc.errors import EnvironmentProblem, UsageError
 from mmc.mmgrpo.train import TrainingJob, train
 from mmc.mmgrpo.update import update
 from mmc.program.graph import Program
@@ -203,7 +203,7 @@ def test_what_fails_in_the_middle_ends_what_is_being_drawn(
         raise MemoryError("full")
 
     monkeypatch.setattr("mmc.mmgrpo.policy.update", fail)
-    with pytest.raises(MemoryError, match="full"):
+    with pytest.raises(EnvironmentProblem, match=r"out of memory in a step of training; .*\(full\)"):
         train(one)
     asked = len(server.asked)
     assert sum(server.drew.values()) < 4 * 80, "the runs of the second step are not all made"
