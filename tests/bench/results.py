@@ -44,7 +44,7 @@ class Task:
 
 HOVER = ("compile.strategy=[distill, weights]", "data.dev.limit=48")
 SHORT = ("shaping={}", "compile.weights.learning_rate=5e-4", "data.test.limit=96")
-"""... of a HoVer program that reads 400 characters of an article, not 600 as the shipped one, with the run's reward alone."""
+"""Further settings of a HoVer program that reads 400 characters of an article, not 600, with the run's reward alone."""
 TASKS: Mapping[str, Task] = {
     "banking77": Task("specs/banking77.yaml"),
     "hover": Task("specs/hover.yaml", HOVER),

@@ -112,7 +112,7 @@ def test_a_prompt_too_long_fails_alone(engine: LocalEngine) -> None:
     assert isinstance(short, Completion)
 
 
-def test_an_engine_out_of_memory_ends_the_work_and_fails_no_run(
+def test_an_engine_out_of_memory_tells_all_who_wait_what_to_do(
     engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Decoder, "step", lambda decoder: torch.empty(2**60))

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM
 
 from mmc.data import Example
 from mmc.engine.local import LocalEngine
+from mmc.errors import EnvironmentProblem
 from mmc.mmgrpo.distill import DistillJob, DistillReport, distill
 from mmc.mmgrpo.group import Rewards, form_groups
 from mmc.mmgrpo.report import StepReport, alarm, sampled_tokens
@@ -21,6 +23,7 @@ from mmc.program.run import RunSettings, run_all
 from mmc.spec import load
 from mmc.spec.model import Distill, MmGrpo
 from mmc.spec.optimizers import Teacher
+from mmc.trie.decode import Decoder
 
 from .lab import open_engine
 
@@ -158,6 +161,14 @@ def test_a_distillation_stopped_after_a_step_ends_with_the_same_bytes(
     assert whole.passed == parts.passed > 0
     name = "adapter_model.safetensors"
     assert (whole.adapters["pick"] / name).read_bytes() == (parts.adapters["pick"] / name).read_bytes()
+
+
+def test_runs_for_which_memory_runs_out_do_not_count_as_failed(
+    program: Program, engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Decoder, "step", lambda decoder: torch.empty(2**60))
+    with pytest.raises(EnvironmentProblem, match="out of memory in sampling"):
+        run_all(program, {"policy": engine}, EXAMPLES[:2], RunSettings("eval", 0, 0, 0.0))
 
 
 def test_distillation_tells_how_far_its_runs_are(program: Program, tiny_model_dir: Path, tmp_path: Path) -> None:
