@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mmc.trie.attention import BLOCK_ROWS, BLOCK_ROWS_ON_CUDA, Block, Layout
+from mmc.trie.attention import BLOCK_ROWS, BLOCK_ROWS_ON_CUDA, KEYS_TOGETHER, Block, Layout, padded_keys
 from mmc.trie.fixed import CacheMemory
 
 Ints = NDArray[np.int64]
@@ -49,6 +49,7 @@ class TrieCache:
         self.root = Segment(None, _EMPTY, _EMPTY, users=1, fresh=False)
         self._device = device
         self._block_rows = BLOCK_ROWS_ON_CUDA if device.type == "cuda" else BLOCK_ROWS
+        self._keys_together = 1 if device.type == "cuda" else KEYS_TOGETHER
         self._block_pairs = BLOCK_PAIRS_ON_CUDA if device.type == "cuda" else BLOCK_PAIRS
         self._free = list(range(capacity - 1, -1, -1))
         self._capacity = capacity
@@ -184,7 +185,7 @@ class TrieCache:
             segment.fresh = False
         self._rows = torch.from_numpy(slots).to(self._device)
         tokens = torch.from_numpy(np.concatenate([s.tokens for s in segments]))
-        return tokens, torch.from_numpy(self.positions[slots]), Layout(lambda: blocks, store=self)
+        return tokens, torch.from_numpy(self.positions[slots]), Layout(lambda _: blocks, store=self)
 
     def _blocks(self, segments: Sequence[Segment]) -> list[Block]:
         """Neighbours in blocks: a row joins when that costs fewer (row, key) pairs than a block of its own."""
@@ -223,7 +224,10 @@ class TrieCache:
         """
         keys = np.flatnonzero(seen)
         rank = np.cumsum(seen) - 1
-        mask = np.zeros((size, len(keys)), dtype=bool)
+        # Often all streams are one block and their paths all that is cached: then nothing needs to be gathered.
+        whole = len(keys) > self.highest
+        keys_BK, _ = padded_keys([keys], self._keys_together if not whole else 1)
+        mask = np.zeros((size, keys_BK.shape[1]), dtype=bool)
         positions = np.empty(size, dtype=np.int64)
         row = 0
         for segment, first, last in pieces:
@@ -233,7 +237,6 @@ class TrieCache:
             mask[row : row + count, own] = np.tri(count, dtype=bool)
             positions[row : row + count] = before + np.arange(count)
             row += count
-        distance = positions[:, None] - self.positions[keys]
-        keys_K, mask_RK, distance_RK = (torch.from_numpy(a).to(self._device) for a in (keys, mask, distance))
-        # Often all streams are one block and their paths all that is cached: then nothing needs to be gathered.
-        return Block(start, start + size, None if len(keys) > self.highest else keys_K, mask_RK, distance_RK)
+        distance = positions[:, None] - self.positions[keys_BK[0]]
+        mask_BRK, distance_BRK = (torch.from_numpy(a[None]).to(self._device) for a in (mask, distance))
+        return Block(start, None if whole else torch.from_numpy(keys_BK).to(self._device), mask_BRK, distance_BRK)

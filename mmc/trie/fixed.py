@@ -161,8 +161,8 @@ class FixedStep:
 
     def _forward(self) -> Tensor:
         tokens, positions, _ = self._numbers
-        block = Block(0, self._rows, None, self._seen, positions[:, None] - self._depths)
-        return self._model.logits(self._model.hidden(tokens, positions, Layout(lambda: [block], store=self)))
+        block = Block(0, None, self._seen[None], (positions[:, None] - self._depths)[None])
+        return self._model.logits(self._model.hidden(tokens, positions, Layout(lambda _: [block], store=self)))
 
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         keys, values, slots = self._memory.keys[layer], self._memory.values[layer], self._numbers[2]

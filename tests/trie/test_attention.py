@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -22,7 +23,7 @@ from transformers import (
 )
 
 from mmc.trie import attention
-from mmc.trie.attention import forest_layout
+from mmc.trie.attention import _together, forest_layout, padded_keys
 from mmc.trie.model import TrieModel
 from mmc.trie.pack import pack
 
@@ -72,11 +73,12 @@ def branching_sequences(count: int, seed: int) -> list[list[int]]:
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("block_rows", [3, 256, None])
+@pytest.mark.parametrize(("block_rows", "threads"), [(3, 1), (3, 5), (256, 2), (None, 1)])
 def test_forest_logits_equal_one_sequence_at_a_time(
-    name: str, block_rows: int | None, monkeypatch: pytest.MonkeyPatch
+    name: str, block_rows: int | None, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """``block_rows`` None: through FlexAttention, as on CUDA."""
+    """``block_rows`` None: through FlexAttention, as on CUDA. Five threads attend to blocks in batches."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     if block_rows is None:
         monkeypatch.setattr(attention, "FLEX_ON", {"cuda", "cpu"})
         monkeypatch.setattr(attention, "_FLEX_WIDTH", 8)  # what these models have; compiled, it is refused
@@ -90,8 +92,27 @@ def test_forest_logits_equal_one_sequence_at_a_time(
         layout = forest_layout(forest, trie.device, block_rows=block_rows or 256)
         hidden = trie.hidden(torch.from_numpy(forest.tokens_N), torch.from_numpy(forest.positions_N), layout)
         logits = trie.logits(hidden)
+    if block_rows is not None:
+        batches = {block.mask_BRK.shape[0] for block in layout.blocks(0)}  # made for the model's heads already
+        assert (max(batches) > 1) == (threads == 5)
     for s, row in enumerate(rows):
         torch.testing.assert_close(logits[forest.index_SL[s, : len(row)]], expected[s], rtol=1e-4, atol=1e-4)
+
+
+def test_blocks_are_one_batch_only_where_threads_would_be_idle() -> None:
+    alike, few = [90, 96, 100, 100], [20, 90, 96, 100]
+    assert _together(alike, [8] * 4, heads=3, threads=1) == 1
+    assert _together(alike, [8] * 4, heads=4, threads=2) == 1
+    assert _together(alike, [8] * 4, heads=3, threads=2) == 2
+    assert _together(few, [8] * 4, heads=3, threads=2) == 1  # it would take as many keys as its neighbour
+    assert _together(alike, [8] * 4, heads=2, threads=8) == 4
+    assert _together(alike[:3], [8, 8, 5], heads=2, threads=8) == 2  # the last block is shorter
+
+
+def test_keys_are_filled_up_to_a_multiple() -> None:
+    keys_BK, filled_BK = padded_keys([np.array([4, 5, 6]), np.array([1])], 4)
+    assert keys_BK.tolist() == [[4, 5, 6, 0], [1, 0, 0, 0]]
+    assert filled_BK.tolist() == [[True, True, True, False], [True, False, False, False]]
 
 
 def test_where_flex_attention_fails_forests_go_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,11 +90,11 @@ def test_a_step_over_all_that_is_cached_gathers_nothing() -> None:
         end, added = cache.insert(cache.root, tokens)
         cache.hold(end)
         _, _, layout = cache.layout(added)
-        (block,) = layout.blocks
-        assert (None if block.keys_K is None else block.keys_K.tolist()) == seen
+        (block,) = layout.blocks(1)
+        assert (None if block.keys_BK is None else block.keys_BK[block.mask_BRK.any(1)].tolist()) == seen
         rows = stored[list(range(cache.highest + 1 - len(tokens), cache.highest + 1))]
         keys, _ = cache.extend(0, rows, rows)
-        assert torch.equal(keys, stored[: cache.highest + 1]) and block.mask_RK.shape[1] == len(seen or keys)
+        assert torch.equal(keys, stored[: cache.highest + 1]) and block.mask_BRK.shape[2] == (32 if seen else len(keys))
 
 
 def test_kept_prompts_are_not_computed_again_until_others_need_the_room(trie: TrieModel) -> None:

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from mmc.engine.adapters import Adapters, LoraOptions
+from mmc.trie import attention
 from mmc.trie.attention import FLEX_ON
 from mmc.trie.logprobs import Sampled, free_logprobs
 from mmc.trie.model import TrieModel
@@ -81,6 +82,20 @@ def check(folder: Path, tolerance: float, device: str = "cpu") -> None:
 
 def test_gradient_equals_one_sequence_at_a_time(tiny_model_dir: Path) -> None:
     check(tiny_model_dir, 1e-4)
+
+
+def test_gradient_through_batches_of_blocks(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks, batches = attention._blocks, set[int]()
+
+    def small(spans: attention.Spans, device: torch.device, block_rows: int, heads: int) -> list[attention.Block]:
+        found = blocks(spans, device, 8, heads)
+        batches.update(len(block.mask_BRK) for block in found)
+        return found
+
+    monkeypatch.setattr(attention, "_blocks", small)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
+    check(tiny_model_dir, 1e-4)
+    assert max(batches) > 1
 
 
 def test_gradient_equals_one_sequence_at_a_time_on_the_real_model(real_model_dir: Path) -> None:
