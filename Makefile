@@ -10,6 +10,7 @@ DSPY := .peers/dspy
 TRACK := .peers/track
 TRACK_NEED := tests/track/requirements.txt
 REMOTE := tests/cluster tests/engine/test_vllm_server.py tests/build/test_vllm.py
+BENCH := build/bench
 export TOKENIZERS_PARALLELISM = false
 export HF_HUB_OFFLINE ?= 1
 export PYTHONUNBUFFERED = 1
@@ -80,16 +81,17 @@ slow-remote: setup $(VLLM)/.ready ## of these, the proofs with vLLM servers and 
 gpu: setup ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
 
-bench: setup peers $(VLLM)/.ready $(DSPY)/.ready ## the trie against padded batches, TRL, vLLM and DSPy, side by side (needs MMC_DATA; takes hours)
-	$(BIN)/python tests/bench/trie_step.py
-	$(BIN)/python tests/bench/growth.py
-	$(BIN)/python tests/bench/classify.py
-	$(BIN)/python tests/bench/grpo_step.py
-	$(BIN)/python tests/bench/bounds.py
-	$(BIN)/python tests/bench/serve.py
-	$(BIN)/python tests/bench/runner.py
-	$(BIN)/python tests/bench/cluster.py
-	$(BIN)/python tests/bench/ahead.py
+bench: setup peers $(VLLM)/.ready $(DSPY)/.ready ## the trie against padded batches, TRL, vLLM and DSPy, side by side; JSON in build/bench (needs MMC_DATA; hours)
+	mkdir -p $(BENCH)
+	$(BIN)/python tests/bench/trie_step.py --json $(BENCH)/trie_step.json
+	$(BIN)/python tests/bench/growth.py --picture $(BENCH)/growth.png --json $(BENCH)/growth.json
+	$(BIN)/python tests/bench/classify.py --pairs 3 --json $(BENCH)/classify.json
+	$(BIN)/python tests/bench/grpo_step.py --json $(BENCH)/grpo_step.json
+	$(BIN)/python tests/bench/bounds.py --json $(BENCH)/bounds.json
+	$(BIN)/python tests/bench/serve.py --json $(BENCH)/serve.json
+	$(BIN)/python tests/bench/runner.py --json $(BENCH)/runner.json
+	$(BIN)/python tests/bench/cluster.py --json $(BENCH)/cluster.json
+	$(BIN)/python tests/bench/ahead.py --json $(BENCH)/ahead.json
 
 results: setup ## learning on public data over three seeds, and the tree against the paper; hours, resumable
 	$(BIN)/python tests/bench/results.py

@@ -1,6 +1,6 @@
 """Steps whose runs a vLLM server draws: in turn, and ahead while the step before trains, side by side on this machine.
 
-    python tests/bench/ahead.py [--steps 6] [--pairs 3] [--dtype bfloat16]
+    python tests/bench/ahead.py [--steps 6] [--pairs 3] [--dtype bfloat16] [--json FILE]
 
 SmolLM2-135M, LoRA rank 16; Banking77 queries under a prompt with all 77 intents, 4 examples x 8 rollouts, at most 24 new
 tokens, as in grpo_step.py. The server (vLLM's CPU build) has one core and mmc's training another, in turn and ahead alike: so
@@ -104,6 +104,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
+    parser.add_argument("--json", type=Path)
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one is not None:
@@ -114,7 +115,7 @@ def main() -> None:
     if not PYTHON.exists():
         raise SystemExit("vLLM is not installed; `make bench` does it")
     apart = {"VLLM_CPU_OMP_THREADS_BIND": "1", "VLLM_CPU_KVCACHE_SPACE": "2", "OMP_NUM_THREADS": "1"}
-    ratios = []
+    ratios, rows = [], []
     for pair in range(options.pairs):
         medians = []
         for staleness in (0, 1):
@@ -130,11 +131,14 @@ def main() -> None:
             ]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, **apart})
             found = json.loads(done.stdout.splitlines()[-1])
-            print(json.dumps({"pair": pair, **found}), flush=True)
+            rows.append({"pair": pair, **found})
+            print(json.dumps(rows[-1]), flush=True)
             medians.append(statistics.median(found["seconds"][COLD - 1 :]))
         ratios.append(medians[0] / medians[1])
     spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
     print(f"{options.dtype}: seconds of a step in turn over ahead: {statistics.median(ratios):.2f} ({spread})")
+    if options.json:
+        options.json.write_text(json.dumps({"dtype": options.dtype, "runs": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What a GRPO step's time is spent on, and what bounds it on this machine.
 
-    python tests/bench/bounds.py [--dtypes float32 bfloat16] [--threads 1 2]
+    python tests/bench/bounds.py [--dtypes float32 bfloat16] [--threads 1 2] [--json FILE]
 
 The step of grpo_step.py (SmolLM2-135M, LoRA rank 16; Banking77 with all 77 intents in the prompt, 4 examples x 8 rollouts,
 at most 24 new tokens). Its two halves, sampling and the update, are run once to warm up, three times by the clock, and once
@@ -183,6 +183,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16"])
     parser.add_argument("--threads", nargs="+", type=int, default=[1, os.cpu_count() or 1])
+    parser.add_argument("--json", type=Path)
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one is not None:
@@ -190,11 +191,15 @@ def main() -> None:
         return
     if "MMC_DATA" not in os.environ:
         raise SystemExit("the public data sets are needed: export MMC_DATA=... (the folder that holds banking77/)")
+    rows: list[Json] = []
     for dtype in options.dtypes:
         for threads in options.threads:
             command = [sys.executable, __file__, "--one", dtype, str(threads)]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            print("\n".join(lines(json.loads(done.stdout.splitlines()[-1]))), flush=True)
+            rows.append(json.loads(done.stdout.splitlines()[-1]))
+            print("\n".join(lines(rows[-1])), flush=True)
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What a GRPO step costs as the group grows: seconds and tokens from 8 to 64 rollouts an example, as a picture.
 
-    python tests/bench/growth.py [--rollouts 8 16 32 64] [--dtype float32] [--picture growth.png]
+    python tests/bench/growth.py [--rollouts 8 16 32 64] [--dtype float32] [--picture growth.png] [--json FILE]
 
 The work ``labels`` of grpo_step.py with 4 examples. Each size is a process of its own that makes three steps; the last is
 shown. "Distinct" are the tokens that the trie computes in the update, "all" those that a batch would hold without its padding.
@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--rollouts", nargs="+", type=int, default=[8, 16, 32, 64])
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--picture", type=Path, default=Path("growth.png"))
+    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     if "MMC_DATA" not in os.environ:
         raise SystemExit("the public data sets are needed: export MMC_DATA=... (the folder that holds banking77/)")
@@ -60,6 +61,8 @@ def main() -> None:
         rows.append({"rollouts": rollouts, **found["steps"][-1], "peak_gb": found["peak_gb"]})
         print(json.dumps(rounded(rows[-1])), flush=True)
     draw(rows, options.picture)
+    if options.json:
+        options.json.write_text(json.dumps({"dtype": options.dtype, "runs": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
