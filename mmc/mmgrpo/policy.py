@@ -180,6 +180,7 @@ def make_policy(
         _begin(engine, name, [m for m, n in names.items() if n == name], config, seed, initial)
         tensors = list(engine.adapters.parameters(name).values())
         groups.append({"params": tensors, "lr": rate, "own": rate})
+    # Not fused: PyTorch does not count a fused step as a change of its tensors, so sampling would go on with the old copies.
     return Policy(engine, names, torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.0))
 
 
