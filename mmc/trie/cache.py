@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mmc.trie.attention import BLOCK_ROWS, BLOCK_ROWS_ON_CUDA, KEYS_TOGETHER, Block, Layout, padded_keys
+from mmc.trie.attention import BLOCK_ROWS, BLOCK_ROWS_ON_CUDA, Block, Layout, padded_keys
 from mmc.trie.fixed import CacheMemory
 
 Ints = NDArray[np.int64]
@@ -49,7 +49,6 @@ class TrieCache:
         self.root = Segment(None, _EMPTY, _EMPTY, users=1, fresh=False)
         self._device = device
         self._block_rows = BLOCK_ROWS_ON_CUDA if device.type == "cuda" else BLOCK_ROWS
-        self._keys_together = 1 if device.type == "cuda" else KEYS_TOGETHER
         self._block_pairs = BLOCK_PAIRS_ON_CUDA if device.type == "cuda" else BLOCK_PAIRS
         self._free = list(range(capacity - 1, -1, -1))
         self._capacity = capacity
@@ -226,7 +225,7 @@ class TrieCache:
         rank = np.cumsum(seen) - 1
         # Often all streams are one block and their paths all that is cached: then nothing needs to be gathered.
         whole = len(keys) > self.highest
-        keys_BK, _ = padded_keys([keys], self._keys_together if not whole else 1)
+        keys_BK = keys[None] if whole else padded_keys([keys], self._device)[0]
         mask = np.zeros((size, keys_BK.shape[1]), dtype=bool)
         positions = np.empty(size, dtype=np.int64)
         row = 0

@@ -109,10 +109,12 @@ def test_blocks_are_one_batch_only_where_threads_would_be_idle() -> None:
     assert _together(alike[:3], [8, 8, 5], heads=2, threads=8) == 2  # the last block is shorter
 
 
-def test_keys_are_filled_up_to_a_multiple() -> None:
-    keys_BK, filled_BK = padded_keys([np.array([4, 5, 6]), np.array([1])], 4)
-    assert keys_BK.tolist() == [[4, 5, 6, 0], [1, 0, 0, 0]]
-    assert filled_BK.tolist() == [[True, True, True, False], [True, False, False, False]]
+@pytest.mark.parametrize(("device", "width"), [("cpu", 4), ("cuda", 3)])
+def test_keys_are_filled_up_to_a_multiple_on_cpu(device: str, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "KEYS_TOGETHER", 4)
+    keys_BK, filled_BK = padded_keys([np.array([4, 5, 6]), np.array([1])], torch.device(device))
+    assert keys_BK.tolist() == [[4, 5, 6, 0][:width], [1, 0, 0, 0][:width]]
+    assert filled_BK.tolist() == [[True, True, True, False][:width], [True, False, False, False][:width]]
 
 
 def test_where_flex_attention_fails_forests_go_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
