@@ -21,6 +21,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from mmc.trie.lanes import Attend, Lanes, Places, in_lanes, together
 from mmc.trie.pack import Forest
 
 ATTENTION = "mmc_trie"
@@ -42,7 +43,7 @@ class KeyValueStore(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Block:
     """Rows of a forward from ``start`` on, the keys they may see and which row sees which; or B such blocks of equally many rows,
     one after the other, that are attended to as one batch.
@@ -80,6 +81,10 @@ class Layout:
     store: KeyValueStore | None = None
     spans: Spans | None = None
     """Where the rows are nodes of one forest: then FlexAttention can do without blocks."""
+    lanes: Sequence[Lanes] = ()
+    """Rows that see keys in a lane, besides those of a block or none in blocks."""
+    places: Places | None = None
+    """Given with ``lanes``."""
     _blocks: Sequence[Block] | None = None
     _masks: dict[tuple[object, ...], Any] = field(default_factory=dict)
 
@@ -89,13 +94,13 @@ class Layout:
             self._blocks = self.make_blocks(heads)
         return self._blocks
 
-    def mask(self, block: Block, window: int | None, groups: int, dtype: torch.dtype) -> Tensor:
-        """What is added to the scores (B, heads, rows, keys) of one of the blocks: minus infinity where a row does not see a key,
-        outside a sliding window too.
+    def mask(self, block: Block | Lanes, window: int | None, groups: int, dtype: torch.dtype) -> Tensor:
+        """What is added to the scores (B, heads, rows, keys) of one of the blocks, or of rows in lanes: minus infinity where
+        a row does not see a key, outside a sliding window too.
 
         Repeated for ``groups`` query heads a key head. Made once for all layers: from booleans every layer would make its own.
         """
-        key = (block.start, window, groups, dtype)
+        key = (block, window, groups, dtype)
         if key not in self._masks:
             seen = block.mask_BRK if window is None else block.mask_BRK & (block.distance_BRK < window)
             added = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
@@ -233,29 +238,85 @@ def trie_attention(
             enable_gqa=groups > 1,
         )
         return out.transpose(1, 2).contiguous(), None
+    if layout.lanes:
+        return _in_parts(layout, query, key_MHD, value_MHD, options)[None], None
+    attend: Callable[..., Tensor] = scaled_dot_product_attention
+    if options.get("softcap") or (query.is_cuda and not torch.is_grad_enabled()):
+        # Rows over many more keys: on CUDA plain products use more of the device than a fused kernel, which walks the keys
+        # and wants the mask in a layout of its own.
+        attend = partial(_in_products, options.get("softcap"))
     outputs = []
     for block in layout.blocks(shared):
-        batch, size, keys = block.mask_BRK.shape
-        end = block.start + batch * size
-        # Query heads that share a key head become further rows, so keys are never repeated.
-        q = query[0, :, block.start : end].reshape(shared, groups, batch, size, width)
-        q = q.permute(2, 0, 1, 3, 4).reshape(batch, shared, groups * size, width)
-        k, v = (
-            (x if block.keys_BK is None else x.index_select(0, block.keys_BK.view(-1)))
-            .view(batch, keys, *x.shape[1:])
-            .transpose(1, 2)
-            for x in (key_MHD, value_MHD)
-        )
-        attend: Callable[..., Tensor] = scaled_dot_product_attention
-        if options.get("softcap") or (query.is_cuda and not torch.is_grad_enabled()):
-            # Rows over many more keys: on CUDA plain products use more of the device than a fused kernel, which walks the keys
-            # and wants the mask in a layout of its own.
-            attend = partial(_in_products, options.get("softcap"))
+        q, k, v = _rows_and_keys(block, query, key_MHD, value_MHD)
         mask = layout.mask(block, options.get("sliding_window"), groups, query.dtype)
-        out = attend(q, k, v, attn_mask=mask, scale=scale).reshape(batch, heads, size, value.shape[-1])
-        outputs.append(out.transpose(0, 1).reshape(heads, batch * size, value.shape[-1]))
+        out = attend(q, k, v, attn_mask=mask, scale=scale)
+        outputs.append(_as_rows(out, heads, block.mask_BRK.shape[1]))
     joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
     return joined.transpose(0, 1).unsqueeze(0).contiguous(), None
+
+
+def _rows_and_keys(block: Block, query: Tensor, key_MHD: Tensor, value_MHD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The block's queries (B, H, groups x rows, D), keys and values (B, H, K, D)."""
+    shared, width = key_MHD.shape[1], query.shape[-1]
+    groups = query.shape[1] // shared
+    batch, size, keys = block.mask_BRK.shape
+    end = block.start + batch * size
+    # Query heads that share a key head become further rows, so keys are never repeated.
+    q = query[0, :, block.start : end].reshape(shared, groups, batch, size, width)
+    k, v = (
+        (x if block.keys_BK is None else x.index_select(0, block.keys_BK.view(-1)))
+        .view(batch, keys, *x.shape[1:])
+        .transpose(1, 2)
+        for x in (key_MHD, value_MHD)
+    )
+    return q.permute(2, 0, 1, 3, 4).reshape(batch, shared, groups * size, width), k, v
+
+
+def _as_rows(out: Tensor, heads: int, size: int) -> Tensor:
+    """(B, H, groups x size, ...) of a block -> (Hq, rows, ...)."""
+    by_head = out.reshape(len(out), heads, size, *out.shape[3:]).transpose(0, 1)
+    return by_head.reshape(heads, len(out) * size, *out.shape[3:])
+
+
+def _in_parts(layout: Layout, query: Tensor, key_MHD: Tensor, value_MHD: Tensor, options: dict[str, Any]) -> Tensor:
+    """Attention of (1, Hq, N, D) queries, some of whose rows see keys in lanes; gives (N, Hq, D)."""
+    heads, shared = query.shape[1], key_MHD.shape[1]
+    window = options.get("sliding_window")
+    attend: Attend = partial(_with_sums, options.get("softcap"), window, options.get("scaling"))
+    assert layout.places is not None
+    query_NQD = query[0].transpose(0, 1)
+    beside = [
+        in_lanes(attend, one, query_NQD, key_MHD, value_MHD, layout.mask(one, window, heads // shared, query.dtype))
+        for one in layout.lanes
+    ]
+    blocks = []
+    for block in layout.blocks(shared):
+        q, k, v = _rows_and_keys(block, query, key_MHD, value_MHD)
+        found = attend(q, k, v, attn_mask=layout.mask(block, window, heads // shared, query.dtype))
+        out, sums = (_as_rows(one, heads, block.mask_BRK.shape[1]).transpose(0, 1) for one in found)
+        blocks.append((out, sums))
+    return together(beside, blocks, layout.places)
+
+
+def _with_sums(
+    cap: float | None, window: int | None, scale: float | None, q: Tensor, k: Tensor, v: Tensor, *, attn_mask: Tensor
+) -> tuple[Tensor, Tensor]:
+    """An :data:`mmc.trie.lanes.Attend`: the kernel behind PyTorch's function on CPU, which forgets the sums it has made."""
+    if cap or not hasattr(torch.ops.aten, _KERNEL) or v.shape[-1] != q.shape[-1]:
+        factor = scale if scale is not None else q.shape[-1] ** -0.5
+        scores = _scores(cap, factor, q, k, attn_mask).float()
+        sums = torch.logsumexp(scores, dim=-1)
+        out = torch.exp(scores - sums[..., None]).to(v.dtype) @ v
+    else:
+        out, sums = getattr(torch.ops.aten, _KERNEL)(q, k, v, attn_mask=attn_mask, scale=scale)
+    if window is not None:
+        # Of a row's part all keys may lie outside the window.
+        unseen = ~(attn_mask > -torch.inf).any(-1)
+        out, sums = out.masked_fill(unseen[..., None], 0.0), sums.masked_fill(unseen, -torch.inf)
+    return out, sums
+
+
+_KERNEL = "_scaled_dot_product_flash_attention_for_cpu"
 
 
 def _in_products(
@@ -263,13 +324,17 @@ def _in_products(
 ) -> Tensor:
     """Attention as two products, the scores between them capped where a ``cap`` is given; a softmax in float32."""
     factor = scale if scale is not None else q.shape[-1] ** -0.5
+    return torch.softmax(_scores(cap, factor, q, k, attn_mask), dim=-1, dtype=torch.float32).to(v.dtype) @ v
+
+
+def _scores(cap: float | None, factor: float, q: Tensor, k: Tensor, attn_mask: Tensor) -> Tensor:
     if q.is_cuda and q.dtype != torch.float32:
         scores = torch.bmm(q[0], k[0].transpose(-1, -2), out_dtype=torch.float32)[None] * factor
     else:
         scores = q @ k.transpose(-1, -2) * factor
     if cap:
         scores = torch.tanh(scores / cap) * cap
-    return torch.softmax(scores + attn_mask, dim=-1, dtype=torch.float32).to(v.dtype) @ v
+    return scores + attn_mask
 
 
 def _softcap(cap: float) -> Callable[..., Tensor]:

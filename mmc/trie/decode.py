@@ -26,6 +26,8 @@ from mmc.trie.pack import common_prefix, sort_order
 
 _SAMPLE_ROWS = 64
 """Rows of the vocabulary that are sampled from at a time; bounds the copies of the logits."""
+SETTLE_EVERY = 16
+"""Steps after which it is asked again which streams are worth a lane of the cache."""
 
 
 class Matcher(Protocol):
@@ -112,6 +114,7 @@ class Decoder:
         self._waiting: list[Stream] = []
         self._live: list[Stream] = []
         self._leaving: list[Segment] = []
+        self._steps = 0
         self._keep = keep
         self._kept: deque[Segment] = deque()
         """Ends of prompts, the oldest first."""
@@ -145,6 +148,7 @@ class Decoder:
 
     def _feed(self) -> tuple[list[Stream], list[Segment]]:
         """Admits streams and puts all new tokens into the tree; gives streams already done and segments to compute."""
+        self._settle()
         new: dict[Segment, None] = {}
         for stream in self._live:
             assert stream.segment is not None
@@ -162,6 +166,20 @@ class Decoder:
         self._live = [*self._live, *admitted]
         return done, list(new)
 
+    def _settle(self) -> None:
+        """Gives lanes of the cache to streams that have come to share little; at once to those that have outgrown theirs.
+
+        What lanes set aside may take as much memory as the budget once more.
+        """
+        ends = [stream.segment for stream in self._live if stream.segment is not None]
+        self._steps += 1
+        if self._steps % SETTLE_EVERY == 0 or any(end.lane is not None and not end.room for end in ends):
+            self._cache.settle(ends, 2 * self._budget - self._reserved() - self._cache.vacant)
+
+    def _reserved(self) -> int:
+        """Tokens that the cache holds, and those that the live streams may come to add."""
+        return self._cache.used + sum(s.max_tokens - s.fed for s in self._live)
+
     def _move(self, stream: Stream, start: Segment, tokens: Sequence[int], new: dict[Segment, None]) -> None:
         segment, added = self._cache.insert(start, tokens)
         for one in added:
@@ -175,7 +193,7 @@ class Decoder:
         """Waiting streams that fit the budget now, relatives side by side; and those that need no forward at all."""
         admitted: list[Stream] = []
         done: list[Stream] = []
-        reserved = self._cache.used + sum(s.max_tokens - len(s.ids) for s in self._live)
+        reserved = self._reserved()
         previous: Sequence[int] = ()
         while self._waiting:
             stream = self._waiting[0]

@@ -46,16 +46,28 @@ class CacheMemory:
     steps: dict[tuple[int, int], FixedStep] = field(default_factory=dict)
     """By rows and slots."""
 
-    def grown(self) -> CacheMemory:
-        """Twice as many, with the same content."""
-        keys, values = ([torch.cat([one, torch.zeros_like(one)]) for one in part] for part in (self.keys, self.values))
-        return CacheMemory(self.capacity * 2, self.weights, keys, values)
+    def grown(self, capacity: int, used: int) -> CacheMemory:
+        """A larger one with the content of the first ``used`` slots."""
+        grown = CacheMemory(capacity, self.weights)
+        for old, new in ((self.keys, grown.keys), (self.values, grown.values)):
+            for memory in old:
+                new.append(_zeros(capacity, memory))
+                new[-1][:used] = memory[:used]
+        return grown
 
     def room_for(self, layer: int, key: Tensor, value: Tensor) -> None:
         """Makes the memory of ``layer`` when its first keys and values (N, H, D) come."""
         if layer == len(self.keys):
             for memory, new in ((self.keys, key), (self.values, value)):
-                memory.append(new.new_zeros(self.capacity, *new.shape[1:]))
+                memory.append(_zeros(self.capacity, new))
+
+
+def _zeros(count: int, like: Tensor) -> Tensor:
+    """``count`` rows as those of ``like``. On CPU by NumPy, whose zeros are no memory until they are written to."""
+    if like.device.type != "cpu":
+        return like.new_zeros(count, *like.shape[1:])
+    row = like[:1].numel() * like.element_size()
+    return torch.from_numpy(np.zeros(count * row, dtype=np.uint8)).view(like.dtype).view(count, *like.shape[1:])
 
 
 class MemoryPool:
