@@ -172,8 +172,9 @@ class Decoder:
         What lanes set aside may take as much memory as the budget once more.
         """
         ends = [stream.segment for stream in self._live if stream.segment is not None]
-        self._steps += 1
-        if self._steps % SETTLE_EVERY == 0 or any(end.lane is not None and not end.room for end in ends):
+        self._steps = self._steps + 1 if ends else 0  # so that it depends on this work alone
+        due = bool(ends) and self._steps % SETTLE_EVERY == 0
+        if due or any(end.lane is not None and not end.room for end in ends):
             self._cache.settle(ends, 2 * self._budget - self._reserved() - self._cache.vacant)
 
     def _reserved(self) -> int:
