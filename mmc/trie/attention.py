@@ -21,7 +21,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from mmc.trie.lanes import Attend, Lanes, Places, in_lanes, together
+from mmc.trie.lanes import KEYS_TOGETHER, Attend, Lanes, Places, in_lanes, together
 from mmc.trie.pack import Forest
 
 ATTENTION = "mmc_trie"
@@ -29,10 +29,6 @@ BLOCK_ROWS = 256
 """Rows in one block: large enough for efficient matrix products, small enough to skip unrelated branches."""
 BLOCK_ROWS_ON_CUDA = 1024
 """There a block more costs launches in every layer, and its products little."""
-KEYS_TOGETHER = 32
-"""The number of a block's keys is filled up to a multiple of this on CPU. With another one the kernel took 1.2 to 1.4 times as
-long forward and 1.1 to 1.2 times with its backward (bfloat16 with AMX, 768 rows over 700 to 960 keys); at most 1.2 in float32.
-"""
 
 
 class KeyValueStore(Protocol):
@@ -317,6 +313,7 @@ def _with_sums(
 
 
 _KERNEL = "_scaled_dot_product_flash_attention_for_cpu"
+"""PyTorch's, without a public name."""
 
 
 def _in_products(

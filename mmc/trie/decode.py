@@ -173,7 +173,7 @@ class Decoder:
         """
         ends = [stream.segment for stream in self._live if stream.segment is not None]
         self._steps = self._steps + 1 if ends else 0  # so that it depends on this work alone
-        due = bool(ends) and self._steps % SETTLE_EVERY == 0
+        due = self._steps % SETTLE_EVERY == SETTLE_EVERY - 1
         if due or any(end.lane is not None and not end.room for end in ends):
             self._cache.settle(ends, 2 * self._budget - self._reserved() - self._cache.vacant)
 

@@ -28,7 +28,10 @@ MOST_COPIED = 64
 GAP_KEYS = 512
 """Keys of lanes that no row sees, which a batch rather takes along than being two."""
 KEYS_TOGETHER = 32
-"""Keys of a batch are a multiple of it; see the same in :mod:`mmc.trie.attention`."""
+"""The number of a batch's keys, of lanes or of a block, is filled up to a multiple of this on CPU. With another one the kernel
+took 1.2 to 1.4 times as long forward and 1.1 to 1.2 times with its backward (bfloat16 with AMX, 768 rows over 700 to 960 keys);
+at most 1.2 in float32.
+"""
 
 Attend = Callable[..., tuple[Tensor, Tensor]]
 """Attention that also gives the logarithm of the sum of a row's weights before they are normalised, (B, heads, rows)."""
