@@ -21,7 +21,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from mmc.trie.lanes import KEYS_TOGETHER, Attend, Lanes, Places, in_lanes, together
+from mmc.trie.lanes import Attend, Lanes, Places, filled_up, in_lanes, together
 from mmc.trie.pack import Forest
 
 ATTENTION = "mmc_trie"
@@ -191,8 +191,7 @@ def _together(counts: Sequence[int], sizes: Sequence[int], heads: int, threads: 
 
 def padded_keys(keys: Sequence[NDArray[np.int64]], device: torch.device) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Indices of keys of B blocks (B, K), filled up with 0 to as many as ``device`` likes, and which are no filling."""
-    multiple = KEYS_TOGETHER if device.type == "cpu" else 1
-    width = -(-max(map(len, keys)) // multiple) * multiple
+    width = filled_up(max(map(len, keys)), device)
     filled_BK = np.arange(width) < np.array([[len(one)] for one in keys])
     keys_BK = np.zeros(filled_BK.shape, dtype=np.int64)
     keys_BK[filled_BK] = np.concatenate(keys)
@@ -299,8 +298,7 @@ def _with_sums(
 ) -> tuple[Tensor, Tensor]:
     """An :data:`mmc.trie.lanes.Attend`: the kernel behind PyTorch's function on CPU, which forgets the sums it has made."""
     if cap or not hasattr(torch.ops.aten, _KERNEL) or v.shape[-1] != q.shape[-1]:
-        factor = scale if scale is not None else q.shape[-1] ** -0.5
-        scores = _scores(cap, factor, q, k, attn_mask).float()
+        scores = _scores(cap, scale, q, k, attn_mask).float()
         sums = torch.logsumexp(scores, dim=-1)
         out = torch.exp(scores - sums[..., None]).to(v.dtype) @ v
     else:
@@ -320,11 +318,11 @@ def _in_products(
     cap: float | None, q: Tensor, k: Tensor, v: Tensor, *, attn_mask: Tensor, scale: float | None
 ) -> Tensor:
     """Attention as two products, the scores between them capped where a ``cap`` is given; a softmax in float32."""
+    return torch.softmax(_scores(cap, scale, q, k, attn_mask), dim=-1, dtype=torch.float32).to(v.dtype) @ v
+
+
+def _scores(cap: float | None, scale: float | None, q: Tensor, k: Tensor, attn_mask: Tensor) -> Tensor:
     factor = scale if scale is not None else q.shape[-1] ** -0.5
-    return torch.softmax(_scores(cap, factor, q, k, attn_mask), dim=-1, dtype=torch.float32).to(v.dtype) @ v
-
-
-def _scores(cap: float | None, factor: float, q: Tensor, k: Tensor, attn_mask: Tensor) -> Tensor:
     if q.is_cuda and q.dtype != torch.float32:
         scores = torch.bmm(q[0], k[0].transpose(-1, -2), out_dtype=torch.float32)[None] * factor
     else:

@@ -50,7 +50,7 @@ class Segment:
 
     @property
     def ending(self) -> Lane | None:
-        """The lane that the path can go on in after this segment, if there is room."""
+        """The lane that this segment is the end of: the path can go on in it while there is room."""
         return self.lane if self.lane is not None and self.lane.ends_at(int(self.path[-1])) else None
 
     @property

@@ -63,6 +63,12 @@ class Lane:
         return slot == self.start + self.filled - 1
 
 
+def filled_up(count: int, device: torch.device) -> int:
+    """``count`` keys or some more, as many as ``device`` likes."""
+    multiple = KEYS_TOGETHER if device.type == "cpu" else 1
+    return -(-count // multiple) * multiple
+
+
 def width_for(count: int) -> int:
     """Of a lane that starts with ``count`` tokens. Few widths, so that many lanes are one batch."""
     return 1 << (count + LEAST_ROOM - 1).bit_length()
@@ -112,7 +118,7 @@ def lanes_of(batch: Sequence[Standing | None], positions: NDArray[np.int64], dev
     """The batch as attention takes it; ``positions`` of the tokens in all slots."""
     known = [one for one in batch if one is not None]
     first = known[0].lane
-    keys = min(first.width, -(-max(one.seen for one in known) // KEYS_TOGETHER) * KEYS_TOGETHER)
+    keys = min(first.width, filled_up(max(one.seen for one in known), device))
     # A lane without a row has the first row look at its first slot: what nobody asks for must still be a number.
     seen_T1 = np.array([[1 if one is None else one.seen] for one in batch])
     position_T1 = np.array([[0 if one is None else one.position] for one in batch])
@@ -171,7 +177,7 @@ def in_lanes(
 def together(lanes: Sequence[tuple[Tensor, Tensor]], blocks: Sequence[tuple[Tensor, Tensor]], places: Places) -> Tensor:
     """Both parts of all rows put together, (R, Hq, D)."""
     if not blocks:
-        return _found([out for out, _ in lanes], 0.0, places.in_lanes_R)
+        return torch.cat([out for out, _ in lanes]).index_select(0, places.in_lanes_R)
     one, other = (
         (
             _found([out for out, _ in part], 0.0, place_R).float(),

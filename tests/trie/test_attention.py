@@ -22,7 +22,7 @@ from transformers import (
     SmolLM3Config,
 )
 
-from mmc.trie import attention
+from mmc.trie import attention, lanes
 from mmc.trie.attention import _together, forest_layout, padded_keys
 from mmc.trie.model import TrieModel
 from mmc.trie.pack import pack
@@ -111,7 +111,7 @@ def test_blocks_are_one_batch_only_where_threads_would_be_idle() -> None:
 
 @pytest.mark.parametrize(("device", "width"), [("cpu", 4), ("cuda", 3)])
 def test_keys_are_filled_up_to_a_multiple_on_cpu(device: str, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "KEYS_TOGETHER", 4)
+    monkeypatch.setattr(lanes, "KEYS_TOGETHER", 4)
     keys_BK, filled_BK = padded_keys([np.array([4, 5, 6]), np.array([1])], torch.device(device))
     assert keys_BK.tolist() == [[4, 5, 6, 0][:width], [1, 0, 0, 0][:width]]
     assert filled_BK.tolist() == [[True, True, True, False][:width], [True, False, False, False][:width]]

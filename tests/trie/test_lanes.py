@@ -105,6 +105,7 @@ def test_streams_in_lanes_are_sampled_as_the_model_says(
         )
     assert len(early) > 10 and any(several > 1 for several, _ in early)
     assert any(blocks for _, blocks in early), "what streams share"
+    assert not copied or not all(blocks for _, blocks in early), "what is copied needs no block"
     assert done.used == 0 and done.vacant == 0
 
 
@@ -123,7 +124,7 @@ def test_the_kernel_and_plain_products_give_the_same_sums(monkeypatch: pytest.Mo
     torch.testing.assert_close(ours[1].double(), weights.sum(-1).log())
 
 
-def test_a_small_budget_leaves_no_room_for_lanes(early: list[tuple[int, int]]) -> None:
+def test_lanes_set_aside_no_more_than_the_budget_once_more(early: list[tuple[int, int]]) -> None:
     trie = TrieModel(models()["llama"])
     wide, narrow = streams(trie.head.weight.shape[0]), streams(trie.head.weight.shape[0])
     run(trie, wide, 100_000)
