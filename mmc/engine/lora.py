@@ -13,6 +13,8 @@ import torch
 from peft.tuners.lora import Linear
 from torch import Tensor
 
+from mmc.engine.onednn import linear
+
 
 class LeanLinear(Linear):  # type: ignore[misc]
     """PEFT's LoRA layer, computed lean where it can be. Layers become one by their class: their tensors stay as they are."""
@@ -60,7 +62,7 @@ class _LoraLinear(torch.autograd.Function):
         x_NI = x.flatten(0, -2)
         down_RI, up_OR = down.to(x.dtype), up.to(x.dtype)
         thin_NR = x_NI @ down_RI.T
-        out_NO = torch.nn.functional.linear(x_NI, weight, bias)
+        out_NO = linear(weight, bias, x_NI)
         out_NO.addmm_(thin_NR, up_OR.T, alpha=scaling)
         ctx.save_for_backward(x_NI, thin_NR, weight, down_RI, up_OR)
         ctx.scaling, ctx.dtypes = scaling, (down.dtype, up.dtype)
@@ -73,7 +75,7 @@ class _LoraLinear(torch.autograd.Function):
         thin_gradient_NR = _scaled_product(gradient_NO, up_OR, ctx.scaling)
         x_gradient = down_gradient = up_gradient = None
         if ctx.needs_input_grad[0]:
-            x_gradient = (gradient_NO @ weight).addmm_(thin_gradient_NR, down_RI)
+            x_gradient = linear(weight.T, None, gradient_NO).addmm_(thin_gradient_NR, down_RI)
             x_gradient = x_gradient.view(*gradients[0].shape[:-1], -1)
         if ctx.needs_input_grad[3]:
             down_gradient = (thin_gradient_NR.T @ x_NI).to(ctx.dtypes[0])

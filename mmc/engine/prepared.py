@@ -4,7 +4,7 @@ A layer's ``forward`` gives way to a product with a prepared copy while that is 
 tensors are never changed. In float32 an adapter is merged into a copy of its own. In half precision that would round a small
 change to the weight's own coarse grid, so that the policy that samples is not the one that is trained; there all adapters, and
 the model without one, share one packed copy, and an adapter is added to the product as training adds it.
-Layers that see the same input are one product. On CPU a copy is in oneDNN's blocked format, which torch.compile uses too.
+Layers that see the same input are one product. On CPU a copy is packed for oneDNN.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from mmc.engine import onednn
 from mmc.engine.joint import Joint, joined
 from mmc.engine.memory import total_bytes
 
@@ -27,8 +28,6 @@ RECENT = 256
 """A copy that was not asked for this many times in a row gives way to another adapter's."""
 SHARE = 1 / 8
 """Of the machine's memory that one copy may take: of all, not of what is free now; so a resumed training samples as before."""
-PACKED_ROWS = 32
-"""Rows of the products that a packed matrix is laid out for; others are nearly as fast."""
 
 
 @dataclass(frozen=True)
@@ -104,9 +103,10 @@ class Prepared:
 
     def _room(self) -> bool:
         """Whether there is a place for one more copy, after the least used one gave way if it is old."""
-        if len(self._copies) < COPIES:
+        merged = [name for name in self._copies if name is not None]
+        if len(merged) < COPIES:
             return True
-        oldest = min(self._copies, key=lambda name: self._copies[name].asked)
+        oldest = min(merged, key=lambda name: self._copies[name].asked)
         if self._clock - self._copies[oldest].asked < RECENT:
             return False
         self._copies.pop(oldest)
@@ -127,7 +127,7 @@ class Prepared:
         bases = [_base(layer) for layer in group]
         bias = _stacked_bias(bases)
         if name is None or _is_linear(group[0]):
-            return partial(_linear, self._matrix(bases), bias)
+            return partial(onednn.linear, self._matrix(bases), bias)
         with torch.no_grad():
             pairs, scaling = [_tensors(layer, name) for layer in group], group[0].scaling[name]
             dtype = bases[0].weight.dtype
@@ -136,7 +136,7 @@ class Prepared:
                     torch.addmm(base.weight, up.to(dtype), down.to(dtype), alpha=scaling)
                     for base, (down, up) in zip(bases, pairs, strict=True)
                 ]
-                return partial(_linear, _pack(_stacked(merged)), bias)
+                return partial(onednn.linear, onednn.pack(_stacked(merged)), bias)
             down_IR = torch.cat([down for down, _ in pairs]).to(dtype).T.contiguous()
             up_RO = torch.block_diag(*(up.to(dtype).T for _, up in pairs))  # type: ignore[no-untyped-call]
             return partial(_beside, self._matrix(bases), bias, down_IR, up_RO, scaling)
@@ -144,7 +144,7 @@ class Prepared:
     def _matrix(self, bases: Sequence[Any]) -> Tensor:
         key = tuple(bases)
         if key not in self._packed:
-            self._packed[key] = _pack(_stacked([base.weight.detach() for base in bases]))
+            self._packed[key] = onednn.pack(_stacked([base.weight.detach() for base in bases]))
         return self._packed[key]
 
 
@@ -168,8 +168,10 @@ def _plain_layers(model: Any) -> list[Any] | None:
     """The linear layers without their adapters, the head among them; None where nothing is gained or the copy is too large."""
     import torch
 
-    linear = [m for name, m in model.named_modules() if _is_linear(m) and "lora_" not in name]
-    found = [m for m in linear if m.weight.dtype != torch.float32 and _packable(m.weight)]
+    layers = [m for name, m in model.named_modules() if _is_linear(m) and "lora_" not in name]
+    found = [
+        m for m in layers if onednn.packable(m.weight) and (m.weight.dtype != torch.float32 or onednn.faster(m.weight))
+    ]
     return found if found and _fits(found) else None
 
 
@@ -191,7 +193,7 @@ def _adapted_layers(peft: Any, name: str) -> list[Any] | None:
     )
     rest = any(name in getattr(m, "lora_embedding_A", {}) for m in peft.modules() if isinstance(m, LoraLayer))
     head = peft.get_output_embeddings()
-    bare = [head] if _is_linear(head) and _packable(head.weight) else []
+    bare = [head] if _is_linear(head) and onednn.packable(head.weight) else []
     return [*found, *bare] if plain and not rest and _fits([_base(m) for m in found] + bare) else None
 
 
@@ -241,38 +243,11 @@ def _gains(weight: Tensor) -> bool:
     """In half precision without packing the layers' own way is as good."""
     import torch
 
-    return weight.dtype == torch.float32 or _packable(weight)
-
-
-def _packable(weight: Tensor) -> bool:
-    import torch
-
-    if weight.device.type != "cpu" or not torch._C._has_mkldnn or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        return False
-    fast_half = weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return weight.dtype == torch.float32 or bool(fast_half)
-
-
-def _pack(weight: Tensor) -> Tensor:
-    import torch
-
-    if not _packable(weight):
-        return weight
-    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), PACKED_ROWS)
-    return packed
-
-
-def _linear(matrix: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
-    import torch
-
-    if not matrix.is_mkldnn:
-        return torch.nn.functional.linear(x, matrix, bias)
-    found: Tensor = torch.ops.mkldnn._linear_pointwise(x, matrix, bias, "none", [], "")
-    return found
+    return weight.dtype == torch.float32 or onednn.packable(weight)
 
 
 def _beside(matrix: Tensor, bias: Tensor | None, down_IR: Tensor, up_RO: Tensor, scaling: float, x: Tensor) -> Tensor:
     """Gives x W' + bias + s (x A') B', rounded where training rounds it."""
-    out = _linear(matrix, bias, x)
+    out = onednn.linear(matrix, bias, x)
     out.view(-1, out.shape[-1]).addmm_((x @ down_IR).view(-1, down_IR.shape[1]), up_RO, alpha=scaling)
     return out

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mmc.engine import answers as kept
-from mmc.engine import remote
+from mmc.engine import onednn, remote
 
 from .remote_api import KEY, Api
 
@@ -25,3 +25,11 @@ def api(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Api]:
     server.shutdown()
     thread.join()
     server.server_close()
+
+
+@pytest.fixture(params=["amd epyc", "intel xeon processor", ""])
+def processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What the machine calls its processor, which decides on whose products are taken."""
+    name: str = request.param
+    monkeypatch.setattr(onednn, "_processor", lambda: name)
+    return name

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from mmc.engine import prepared
+from mmc.engine import onednn
 from mmc.engine.adapters import Adapters, LoraOptions
 from mmc.engine.joint import Joint
 
@@ -56,11 +56,11 @@ def test_a_layer_of_a_model_takes_four_products(
 ) -> None:
     """Instead of seven; those that the adapter has of one family are joined."""
     model = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=dtype).eval()
-    if not prepared._packable(model.lm_head.weight):
+    if not onednn.packable(model.lm_head.weight):
         pytest.skip("this CPU has no fast bf16 products; adapters run beside the weights then")
     rows: list[int] = []
-    one = prepared._linear
-    monkeypatch.setattr(prepared, "_linear", lambda matrix, bias, x: (rows.append(x.shape[1]), one(matrix, bias, x))[1])
+    one = onednn.linear
+    monkeypatch.setattr(onednn, "linear", lambda matrix, bias, x: (rows.append(x.shape[1]), one(matrix, bias, x))[1])
     adapters = Adapters(model, "")
     adapters.create("a", LoraOptions(4, 8.0, 0.0, targets), seed=1)
     torch.manual_seed(1)

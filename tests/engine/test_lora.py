@@ -61,6 +61,7 @@ def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 0.02)])
 @pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.usefixtures("processor")
 def test_value_and_gradients_are_pefts(bias: bool, dtype: torch.dtype, tolerance: float, rslora: bool) -> None:
     peft = model(bias, dtype, use_rslora=rslora)
     theirs = results(peft, dtype)

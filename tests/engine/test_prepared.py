@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from mmc.engine import prepared
+from mmc.engine import onednn, prepared
 from mmc.engine.adapters import Adapters, LoraOptions
 
 
@@ -56,7 +56,7 @@ def test_the_models_own_weights_come_back_unchanged(model: torch.nn.Module) -> N
     add(adapters, "a", 1)
     changed = logits(model, adapters, "a")
     assert not torch.allclose(changed, plain)
-    assert torch.equal(logits(model, adapters, None), plain)
+    torch.testing.assert_close(logits(model, adapters, None), plain)
     now = {name.replace(".base_layer", ""): p for name, p in model.named_parameters() if "lora_" not in name}
     assert all(torch.equal(now[name], value) for name, value in before.items())
 
@@ -143,7 +143,7 @@ def test_an_adapter_of_the_same_name_takes_the_others_place(model: torch.nn.Modu
 def test_in_half_precision_a_small_change_is_not_lost_in_the_weights_grid(tiny_model_dir: Path) -> None:
     """The matrix that a layer applies, found from many inputs, is its own and the change; merging would lose part of it."""
     model = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.bfloat16).eval()
-    if not prepared._packable(model.lm_head.weight):
+    if not onednn.packable(model.lm_head.weight):
         pytest.skip("this CPU has no fast bf16 products; adapters run beside the weights then")
     adapters = Adapters(model, "")
     add(adapters, "a", 1)
@@ -176,7 +176,7 @@ def test_a_layer_with_bias_gives_what_training_computes(
     tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, packable: bool
 ) -> None:
     if not packable:
-        monkeypatch.setattr(prepared, "_packable", lambda weight: False)
+        monkeypatch.setattr(onednn, "packable", lambda weight: False)
     model = AutoModelForCausalLM.from_pretrained(tiny_model_dir).eval()
     torch.manual_seed(0)
     for layer in model.model.layers:
@@ -205,7 +205,7 @@ def test_an_adapter_that_comes_when_the_layers_are_off_is_on(model: torch.nn.Mod
 
 def test_in_half_precision_sampling_rounds_as_training_and_all_adapters_share_one_copy(model: torch.nn.Module) -> None:
     model.to(torch.bfloat16)
-    if not prepared._packable(model.lm_head.weight):
+    if not onednn.packable(model.lm_head.weight):
         pytest.skip("this CPU has no fast bf16 products; adapters run beside the weights then")
     adapters = Adapters(model, "")
     for seed, name in enumerate("abcd"):
@@ -219,17 +219,22 @@ def test_in_half_precision_sampling_rounds_as_training_and_all_adapters_share_on
     assert from_copy(adapters) and len(adapters._prepared._packed) == 2 * 4 + 1
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_model_without_an_adapter_has_a_copy_in_half_precision(model: torch.nn.Module, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("dtype", "faster"), [(torch.float32, False), (torch.float32, True), (torch.bfloat16, False)])
+def test_the_model_without_an_adapter_has_a_copy_where_it_gains(
+    model: torch.nn.Module, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, faster: bool
+) -> None:
+    monkeypatch.setattr(onednn, "faster", lambda weight: faster)
     model.to(dtype)
     with torch.no_grad():
         plain = model(input_ids=IDS, use_cache=False).logits
     adapters = Adapters(model, "")
     torch.testing.assert_close(logits(model, adapters, None), plain)
-    assert from_copy(adapters) == (dtype == torch.bfloat16 and prepared._packable(model.lm_head.weight))
+    assert from_copy(adapters) == (faster or (dtype == torch.bfloat16 and onednn.packable(model.lm_head.weight)))
     for seed, name in enumerate(("b", "a")):
         add(adapters, name, seed)
         assert not torch.allclose(logits(model, adapters, name), plain, rtol=0.02, atol=0.02)
+        # Both adapters have a copy, whether the model without one has its own or not.
+        assert from_copy(adapters) == onednn.packable(model.lm_head.weight)
         torch.testing.assert_close(logits(model, adapters, None), plain)
 
 
