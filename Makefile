@@ -87,6 +87,7 @@ bench: setup peers $(VLLM)/.ready $(DSPY)/.ready ## the trie against padded batc
 	$(BIN)/python tests/bench/growth.py --picture $(BENCH)/growth.png --json $(BENCH)/growth.json
 	$(BIN)/python tests/bench/classify.py --pairs 3 --json $(BENCH)/classify.json
 	$(BIN)/python tests/bench/grpo_step.py --json $(BENCH)/grpo_step.json
+	$(BIN)/python tests/bench/kernels.py --json $(BENCH)/kernels.json
 	$(BIN)/python tests/bench/bounds.py --json $(BENCH)/bounds.json
 	$(BIN)/python tests/bench/serve.py --json $(BENCH)/serve.json
 	$(BIN)/python tests/bench/runner.py --json $(BENCH)/runner.json

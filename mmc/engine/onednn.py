@@ -1,8 +1,8 @@
 """Products with a matrix of weights by oneDNN, where it is faster than what PyTorch would call.
 
-PyTorch's float32 products on CPU are MKL's, which takes its fastest instructions on Intel's processors alone: on an AMD EPYC
-oneDNN was 1.1 to 1.2 times as fast on 200 rows and more, and up to 1.9 times on a few rows with a packed matrix. A packed matrix
-is a copy in oneDNN's blocked format, which torch.compile uses too; without one oneDNN reads the matrix as it is.
+PyTorch's float32 products on CPU are MKL's, which is tuned for Intel's processors: on an AMD EPYC oneDNN was 1.0 to 1.5 times
+as fast for 32 to 1024 rows (``tests/bench/kernels.py``). A packed matrix is a copy in oneDNN's blocked format, which
+torch.compile uses too; without one oneDNN reads the matrix as it is.
 """
 
 from __future__ import annotations

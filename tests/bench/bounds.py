@@ -132,9 +132,8 @@ def bounds(model: Any, samples: Sequence[Sampled]) -> Json:
     linear = (one.weight for one in model.modules() if isinstance(one, torch.nn.Linear))
     body = sum(w.numel() for w in linear if min(w.shape) > RANK and w is not head)  # without the adapter's own
     shape = model.config.get_text_config()
-    seeing = (
-        4 * shape.num_hidden_layers * shape.hidden_size
-    )  # operations of a pair of tokens, one of which sees the other
+    # Operations of one token that sees another: its score and its share of the value.
+    seeing = 4 * shape.num_hidden_layers * shape.hidden_size
     prompts = pack(list({tuple(one.prompt_ids): one.prompt_ids for one in samples}.values()))
     packed = pack([one.needed for one in samples])
     free = len({(*one.prompt_ids, *one.ids_T[:t]) for one in samples for t in one.free_T})

@@ -25,6 +25,18 @@ def test_a_product_is_pytorchs(
     torch.testing.assert_close(onednn.linear(matrix, b, x), expected)
 
 
+@pytest.mark.parametrize(
+    "x",
+    [torch.ones(()).expand(30, 24), torch.randn(24, 30).T, torch.randn(30, 25)[:, 1:], torch.randn(30, 48)[:, ::2]],
+    ids=["expanded", "transposed", "from the second column", "every second column"],
+)
+def test_what_is_multiplied_may_lie_in_memory_as_it_likes(processor: str, x: torch.Tensor) -> None:
+    weight = torch.randn(40, 25)[:, 1:]
+    expected = (x.double() @ weight.double().T).float()
+    for matrix in (weight, onednn.pack(weight)):
+        torch.testing.assert_close(onednn.linear(matrix, None, x), expected)
+
+
 def test_which_is_faster_depends_on_the_processor_and_the_numbers(processor: str) -> None:
     assert onednn.faster(torch.empty(4, 4)) == (processor == "amd epyc")
     assert not onednn.faster(torch.empty(4, 4, dtype=torch.bfloat16))
